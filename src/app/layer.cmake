@@ -1,0 +1,14 @@
+# build_info.h: made anew at every build, written only when something in it changed.
+set(_build_info "${PROJECT_BINARY_DIR}/generated/build_info.h")
+string(REPLACE "-real" "" _architectures "${CMAKE_CUDA_ARCHITECTURES}")
+string(REPLACE ";" " " _architectures "${_architectures}")
+if(NOT TGV2_HAVE_CUDA_KERNELS)
+  set(_architectures "none")
+endif()
+add_custom_target(tgv2_build_info
+  COMMAND "${CMAKE_COMMAND}" "-DOUTPUT=${_build_info}" "-DVERSION=${PROJECT_VERSION}"
+          "-DARCHITECTURES=${_architectures}" "-DSOURCE=${PROJECT_SOURCE_DIR}"
+          -P "${PROJECT_SOURCE_DIR}/third_party/cmake/BuildInfo.cmake"
+  BYPRODUCTS "${_build_info}" VERBATIM)
+add_dependencies(tgv2_app tgv2_build_info)
+target_include_directories(tgv2_app PRIVATE "${PROJECT_BINARY_DIR}/generated")

@@ -1,0 +1,62 @@
+#include "train_gpt_v2/core/error_codes.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+
+namespace train_gpt_v2 {
+namespace {
+
+using enum ExitStatus;
+
+// One row per code. Families: ARG command line, CFG configuration, DAT data, TOK tokenizer, CKP checkpoints and
+// weights, IO files, MEM memory, NUM numerics, GPU devices, NET distributed, HNG hangs, INT bugs.
+constexpr auto kCodes = std::to_array<ErrorCode>({
+    // --- ARG: command line
+    {"ARG001", kUsage, "wrong use of the command line",
+     "An option or sub-command is unknown, repeated or lacks its value. `train_gpt_v2 COMMAND --help` lists them."},
+    // --- CFG: configuration
+    {"CFG001", kConfig, "the configuration has problems",
+     "All problems found are listed at once, each with file, line and column, the value and what is allowed."},
+    // --- DAT: data
+    {"DAT001", kBadData, "a data file is malformed",
+     "The message names the file, the line or field, and the value. Correct it, or set data.on_bad_sample to \"skip\"."},
+    // --- TOK: tokenizer
+    {"TOK001", kBadData, "the tokenizer model is damaged or not a SentencePiece model",
+     "The file is checked before SentencePiece reads it. Copy it again from where it was trained."},
+    // --- CKP: checkpoints and weights
+    {"CKP001", kBadData, "a checkpoint or weight file is damaged",
+     "Structure or checksums do not hold. `train_gpt_v2 inspect --verify FILE` names the damaged record."},
+    // --- IO: files
+    {"IO001", kMissingInput, "a named input does not exist",
+     "The path is printed as it was resolved. Relative paths in a file are relative to that file."},
+    {"IO002", kIo, "reading or writing failed",
+     "The operating system refused; its reason is printed. Free space or repair the disk, then run the same command."},
+    {"IO003", kCannotCreate, "an output cannot be created",
+     "The folder is missing, not writable, or the name is taken by something else."},
+    {"IO004", kBadData, "an input is larger than its limit or not a regular file",
+     "Inputs are limited before anything is allocated; devices, pipes and sockets are never read."},
+    {"IO005", kTemporary, "another process is training in this run directory",
+     "The run directory is locked while a process trains in it. Wait for it, stop it, or choose another --output-dir."},
+    // --- MEM, HNG, INT
+    {"MEM001", kOutOfMemory, "out of memory",
+     "Lower train.batch_size and raise train.grad_accumulation by the same factor: the effective batch stays."},
+    {"HNG001", kHang, "no progress for too long", "The last batch and the phase are printed. Run the same command again."},
+    {"INT001", kInternal, "a bug in train_gpt_v2", "Please report it with the output of train_gpt_v2 --version."},
+});
+
+}  // namespace
+
+std::span<const ErrorCode> error_codes() { return kCodes; }
+
+const ErrorCode* find_error_code(std::string_view code) {
+  const auto same = [code](const ErrorCode& known) {
+    return std::equal(known.code.begin(), known.code.end(), code.begin(), code.end(), [](char a, char b) {
+      return a == static_cast<char>(std::toupper(static_cast<unsigned char>(b)));
+    });
+  };
+  const auto found = std::find_if(kCodes.begin(), kCodes.end(), same);
+  return found == kCodes.end() ? nullptr : &*found;
+}
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,70 @@
+#include "train_gpt_v2/core/signals.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include "train_gpt_v2/core/filesystem.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+// Lock-free atomics are the only state a handler may touch.
+std::atomic<int> stop_status{0};
+std::atomic<bool> save_wanted{false};
+std::atomic<bool> status_wanted{false};
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
+
+void on_signal(int number) {
+  switch (number) {
+    case SIGINT:
+      if (stop_status.exchange(static_cast<int>(ExitStatus::kSigint)) == static_cast<int>(ExitStatus::kSigint)) {
+        ::_exit(static_cast<int>(ExitStatus::kSigint));
+      }
+      break;
+    case SIGTERM: stop_status = static_cast<int>(ExitStatus::kSigterm); break;
+    case SIGHUP: stop_status = static_cast<int>(ExitStatus::kSighup); break;
+    case SIGUSR1: save_wanted = true; break;
+    case SIGUSR2: status_wanted = true; break;
+    default: break;
+  }
+}
+
+}  // namespace
+
+void install_signal_handlers() {
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  sigemptyset(&action.sa_mask);
+  action.sa_flags = SA_RESTART;
+  for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGUSR2}) ::sigaction(number, &action, nullptr);
+  struct sigaction hangup {};
+  ::sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) ::sigaction(SIGHUP, &action, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);
+}
+
+ExitStatus stop_requested() { return static_cast<ExitStatus>(stop_status.load()); }
+bool take_save_request() { return save_wanted.exchange(false); }
+bool take_status_request() { return status_wanted.exchange(false); }
+void request_stop(ExitStatus status) { stop_status = static_cast<int>(status); }
+
+void poll_trigger_files(const std::string& run_directory) {
+  const std::string save = path_join(run_directory, "save"), stop = path_join(run_directory, "stop");
+  if (::access(save.c_str(), F_OK) == 0) {
+    remove_file(save);
+    save_wanted = true;
+  }
+  if (::access(stop.c_str(), F_OK) == 0) {
+    remove_file(stop);
+    stop_status = static_cast<int>(ExitStatus::kSigint);
+  }
+}
+
+void reset_signal_flags() {
+  stop_status = 0;
+  save_wanted = false;
+  status_wanted = false;
+}
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,1 @@
+// First source of the layer arrives with its module.
