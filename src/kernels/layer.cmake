@@ -1,0 +1,17 @@
+# One translation unit per instruction set; the program asks the processor at start (isa.cc). -ffp-contract=off keeps the
+# portable unit's roundings the same on every target, and the vector units say fma where they mean it. GCC 12 takes the
+# undefined operands inside its own AVX-512 headers for our mistakes (GCC bug 105593), hence the two -Wno.
+set(_kernel_flags -O3 -ffp-contract=off -fno-stack-protector -U_FORTIFY_SOURCE
+  -Wno-maybe-uninitialized -Wno-uninitialized)
+set_source_files_properties("${PROJECT_SOURCE_DIR}/src/kernels/isa_portable.cc" PROPERTIES COMPILE_OPTIONS "${_kernel_flags}")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  target_compile_definitions(tgv2_kernels PRIVATE TGV2_X86_64=1)
+  set(_avx2 -mavx2 -mfma -mbmi2 -mtune=haswell)
+  set(_avx512 ${_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512 -mtune=skylake-avx512)
+  set_source_files_properties("${PROJECT_SOURCE_DIR}/src/kernels/isa_avx2.cc"
+    PROPERTIES COMPILE_OPTIONS "${_kernel_flags};${_avx2}")
+  set_source_files_properties("${PROJECT_SOURCE_DIR}/src/kernels/isa_avx512.cc"
+    PROPERTIES COMPILE_OPTIONS "${_kernel_flags};${_avx512}")
+  set_source_files_properties("${PROJECT_SOURCE_DIR}/src/kernels/isa_avx512_bf16.cc"
+    PROPERTIES COMPILE_OPTIONS "${_kernel_flags};${_avx512};-mavx512bf16")
+endif()
