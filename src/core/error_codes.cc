@@ -18,6 +18,10 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     // --- CFG: configuration
     {"CFG001", kConfig, "the configuration has problems",
      "All problems found are listed at once, each with file, line and column, the value and what is allowed."},
+    {"CFG002", kConfig, "a configuration is not JSON",
+     "The first place where the text cannot be read is printed. // and /* */ comments are allowed, trailing commas are not."},
+    {"CFG003", kConfig, "a module pattern fits no tensor, or two groups fit the same",
+     "Patterns are globs over dotted parameter names, * within a segment. `train_gpt_v2 inspect FILE` lists the names."},
     // --- DAT: data
     {"DAT001", kBadData, "a data file is malformed",
      "The message names the file, the line or field, and the value. Correct it, or set data.on_bad_sample to \"skip\"."},
