@@ -25,6 +25,12 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     // --- DAT: data
     {"DAT001", kBadData, "a data file is malformed",
      "The message names the file, the line or field, and the value. Correct it, or set data.on_bad_sample to \"skip\"."},
+    {"DAT041", kBadData, "speech features are too short or too long for the conditioning encoder",
+     "The encoder needs at least 3 frames (60 ms) and holds fewer than 10,001 (200 s). Cut the prompt or drop the sample."},
+    {"DAT042", kBadData, "an id lies outside the model's tables",
+     "Text ids must be below model.number_text_tokens + 1 and codes below model.number_mel_codes."},
+    {"DAT043", kBadData, "a sample is longer than the model's position tables",
+     "Limits are model.max_text_tokens ids and model.max_mel_tokens + 1 codes; data.on_overlong says what happens beyond."},
     // --- TOK: tokenizer
     {"TOK001", kBadData, "the tokenizer model is damaged or not a SentencePiece model",
      "The file is checked before SentencePiece reads it. Copy it again from where it was trained."},
