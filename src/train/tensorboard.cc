@@ -120,7 +120,8 @@ TensorBoardWriter::TensorBoardWriter(std::string folder, std::int64_t first_step
   put_bytes(version, 3, "brain.Event:2");
   std::lock_guard<std::mutex> guard(mutex_);
   add_event(0, version);
-  if (first_step > 0) add_event(first_step, session_start());
+  // Also at step 0: TensorBoard takes the first mark of a run as its start and only later ones as restarts.
+  add_event(std::max<std::int64_t>(first_step, 0), session_start());
   preamble_ = buffer_.size();
 }
 

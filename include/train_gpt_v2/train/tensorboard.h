@@ -21,8 +21,8 @@ std::uint32_t masked_crc32c(std::string_view data);
 
 class TensorBoardWriter {
  public:
-  // `first_step` > 0 says that this process goes on after step first_step - 1: TensorBoard then drops what an earlier
-  // process wrote for first_step and later. The file appears with the first flush.
+  // `first_step` is the first step of this process: what an earlier process wrote for it and later steps is dropped by
+  // TensorBoard. The file appears with the first flush.
   explicit TensorBoardWriter(std::string folder, std::int64_t first_step = 0,
                              std::chrono::seconds flush_interval = std::chrono::seconds(20));
   ~TensorBoardWriter();
