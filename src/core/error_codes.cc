@@ -10,7 +10,8 @@ namespace {
 using enum ExitStatus;
 
 // One row per code. Families: ARG command line, CFG configuration, DAT data, TOK tokenizer, CKP checkpoints and
-// weights, IO files, MEM memory, NUM numerics, GPU devices, NET distributed, HNG hangs, INT bugs.
+// weights, IO files, MEM memory, NUM numerics, GPU devices, NET distributed, HNG hangs, INT bugs,
+// PFT adapters, EWC forgetting.
 constexpr auto kCodes = std::to_array<ErrorCode>({
     // --- ARG: command line
     {"ARG001", kUsage, "wrong use of the command line",
@@ -48,6 +49,17 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "Inputs are limited before anything is allocated; devices, pipes and sockets are never read."},
     {"IO005", kTemporary, "another process is training in this run directory",
      "The run directory is locked while a process trains in it. Wait for it, stop it, or choose another --output-dir."},
+    // --- PFT, EWC: adapters and forgetting
+    {"PFT001", kConfig, "the adapter settings cannot be used",
+     "The message names the peft.* key, its value, and what the model or the other keys allow."},
+    {"PFT002", kBadData, "an adapter does not fit",
+     "Names, shapes, ranks or the kind of the stored adapter differ from the model or from its adapter_config.json."},
+    {"PFT003", kConfig, "the pruning schedule cannot take effect",
+     "Every pruning step must lie within the run, in order, and leave the ranks that the target asks for."},
+    {"EWC001", kBadData, "a Fisher file does not fit",
+     "It was measured on other weights, another vocabulary or another model. Measure again: train_gpt_v2 fisher."},
+    {"NUM010", kDiverged, "adapters hold non-finite numbers",
+     "An update went wrong before. Resume from an earlier checkpoint with a lower learning rate."},
     // --- MEM, HNG, INT
     {"MEM001", kOutOfMemory, "out of memory",
      "Lower train.batch_size and raise train.grad_accumulation by the same factor: the effective batch stays."},
