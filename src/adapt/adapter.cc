@@ -192,7 +192,7 @@ void Adapter::refresh() {
               (s * s) * (gram.to(at::kDouble) * wide_left).sum(1);
   }
   norm_ = squared.clamp_min(0).sqrt().clamp_min(kMinNorm);
-  gain_ = (magnitude_.to(at::kDouble) / norm_).to(base_.scalar_type());
+  gain_ = magnitude_ / norm_.to(magnitude_.scalar_type());  // in one type, so that an untouched m gives exactly 1
 }
 
 void Adapter::write_effective(at::Tensor target) const {

@@ -60,6 +60,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "It was measured on other weights, another vocabulary or another model. Measure again: train_gpt_v2 fisher."},
     {"NUM010", kDiverged, "adapters hold non-finite numbers",
      "An update went wrong before. Resume from an earlier checkpoint with a lower learning rate."},
+    {"NUM011", kDiverged, "the importance of ranks is not finite",
+     "Pruning by it would be arbitrary. Resume from an earlier checkpoint with a lower learning rate."},
     // --- MEM, HNG, INT
     {"MEM001", kOutOfMemory, "out of memory",
      "Lower train.batch_size and raise train.grad_accumulation by the same factor: the effective batch stays."},

@@ -280,7 +280,7 @@ TEST_P(AllKinds, DropoutLeavesTheMeanUnchanged) {
 INSTANTIATE_TEST_SUITE_P(Kinds, AllKinds,
                          ::testing::Values(AdapterKind::kLora, AdapterKind::kDora, AdapterKind::kAdalora,
                                            AdapterKind::kDoraAdalora),
-                         [](const auto& info) { return std::string(adapter_kind_name(info.param)); });
+                         [](const auto& kind) { return std::string(adapter_kind_name(kind.param)); });
 
 TEST(Adapter, ScalesByKind) {
   AdapterSpec spec{.module = "m", .kind = AdapterKind::kLora, .rank = 16, .alpha = 32};
