@@ -55,7 +55,7 @@ class Recompute : public torch::autograd::Function<Recompute> {
 
 at::Tensor checkpoint(Block block, const at::Tensor& x) {
   if (!at::GradMode::is_enabled()) return block(x);
-  const at::Tensor anchor = at::zeros({}, x.options().requires_grad(true));
+  const at::Tensor anchor = at::zeros({}, x.options()).set_requires_grad(true);
   auto holder = c10::make_intrusive<BlockHolder>(std::move(block), active_compute_type(x.device().type()));
   return Recompute::apply(x, anchor, holder);
 }
