@@ -38,6 +38,12 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     // --- CKP: checkpoints and weights
     {"CKP001", kBadData, "a checkpoint or weight file is damaged",
      "Structure or checksums do not hold. `train_gpt_v2 inspect --verify FILE` names the damaged record."},
+    {"CKP002", kBadData, "a file of a kind that is not read",
+     "TorchScript archives, torch.save files from before version 1.6, bare pickles and foreign zips are told apart by "
+     "their content; the message says how to turn each into a file that is read."},
+    {"CKP003", kBadData, "a checkpoint lacks a value, or it has another type",
+     "The value's place is printed with what was expected and found. The file is whole but of another kind, or was "
+     "written by a program that stores this value differently."},
     // --- IO: files
     {"IO001", kMissingInput, "a named input does not exist",
      "The path is printed as it was resolved. Relative paths in a file are relative to that file."},
@@ -49,6 +55,9 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "Inputs are limited before anything is allocated; devices, pipes and sockets are never read."},
     {"IO005", kTemporary, "another process is training in this run directory",
      "The run directory is locked while a process trains in it. Wait for it, stop it, or choose another --output-dir."},
+    {"IO006", kBadData, "a .npy file is malformed or of a kind that is not read",
+     "Little-endian int16/32/64, uint8/16 and float16/32/64 arrays in C order are read. Save the array again with "
+     "numpy.save(path, numpy.ascontiguousarray(array).astype(type))."},
     // --- PFT, EWC: adapters and forgetting
     {"PFT001", kConfig, "the adapter settings cannot be used",
      "The message names the peft.* key, its value, and what the model or the other keys allow."},
