@@ -23,6 +23,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "The first place where the text cannot be read is printed. // and /* */ comments are allowed, trailing commas are not."},
     {"CFG003", kConfig, "a module pattern fits no tensor, or two groups fit the same",
      "Patterns are globs over dotted parameter names, * within a segment. `train_gpt_v2 inspect FILE` lists the names."},
+    {"CFG004", kConfig, "a config.yaml of the Python trainer cannot be imported",
+     "`config import` reads its gpt: section, dataset.bpe_model and gpt_checkpoint. The line and the reason are printed."},
     // --- DAT: data
     {"DAT001", kBadData, "a data file is malformed",
      "The message names the file, the line or field, and the value. Correct it, or set data.on_bad_sample to \"skip\"."},
