@@ -28,6 +28,25 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     // --- DAT: data
     {"DAT001", kBadData, "a data file is malformed",
      "The message names the file, the line or field, and the value. Correct it, or set data.on_bad_sample to \"skip\"."},
+    {"DAT002", kBadData, "a manifest of single clips instead of pairs",
+     "Training on single clips makes the prompt equal to the target, and the model learns to copy the prompt's sound. "
+     "Make pairs with the Python tools' build_gpt_prompt_pairs.py."},
+    {"DAT003", kBadData, "a sample is longer than the model's position tables",
+     "Text takes at most model.max_text_tokens ids, speech at most max_mel_tokens + 1 codes. data.on_overlong decides "
+     "between leaving such samples out, cutting them, and this error."},
+    {"DAT004", kBadData, "a code is not allowed",
+     "Codes lie in 0..number_mel_codes-1 and are stored without the start and stop code."},
+    {"DAT005", kBadData, "a text id is outside the vocabulary",
+     "The ids were made with another tokenizer than the one of this model. Tokenise again, or correct "
+     "model.number_text_tokens."},
+    {"DAT006", kBadData, "an array does not have the expected shape, type or length",
+     "The manifest or the model's dimensions disagree with a .npy file. Both values are printed."},
+    {"DAT007", kBadData, "an array holds a value that is not finite",
+     "A NaN or infinity in a condition, emotion vector or feature file would spoil every weight. Compute it again."},
+    {"DAT008", kBadData, "too few usable samples",
+     "More samples are bad than data.max_bad_fraction allows, or none is left. The reasons are counted and shown."},
+    {"DAT009", kBadData, "an order file names a pair that cannot be used",
+     "Each id of an order file must name exactly one pair of the manifests that was not left out."},
     {"DAT041", kBadData, "speech features are too short or too long for the conditioning encoder",
      "The encoder needs at least 3 frames (60 ms) and holds fewer than 10,001 (200 s). Cut the prompt or drop the sample."},
     {"DAT042", kBadData, "an id lies outside the model's tables",
@@ -37,6 +56,10 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     // --- TOK: tokenizer
     {"TOK001", kBadData, "the tokenizer model is damaged or not a SentencePiece model",
      "The file is checked before SentencePiece reads it. Copy it again from where it was trained."},
+    {"TOK002", kBadData, "the tokenizer numbers its special pieces in another way",
+     "IndexTTS2 needs <s> 0, </s> 1, <unk> 2 and no <pad>: other numbers collide with its start and stop tokens."},
+    {"TOK003", kConfig, "tokenizer and model have different vocabulary sizes",
+     "model.number_text_tokens must equal the number of pieces of data.tokenizer."},
     // --- CKP: checkpoints and weights
     {"CKP001", kBadData, "a checkpoint or weight file is damaged",
      "Structure or checksums do not hold. `train_gpt_v2 inspect --verify FILE` names the damaged record."},

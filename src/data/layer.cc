@@ -1,1 +1,0 @@
-// First source of the layer arrives with its module.

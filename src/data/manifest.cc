@@ -1,0 +1,362 @@
+#include "train_gpt_v2/data/manifest.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/data/normalizer.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+constexpr std::uint64_t kMaxManifestBytes = 1ULL << 40;  // PairEntry::place keeps 40 bits of offset
+constexpr std::uint64_t kMaxLines = 100'000'000;
+constexpr std::size_t kChunkBytes = 4 << 20;  // smaller files are read by one thread
+
+// Names in order of first appearance.
+class Names {
+ public:
+  std::uint32_t number(std::string_view name) {
+    if (last_ < names_.size() && names_[last_] == name) return last_;  // records come speaker by speaker
+    const auto [found, added] = numbers_.try_emplace(std::string(name), static_cast<std::uint32_t>(names_.size()));
+    if (added) names_.emplace_back(name);
+    return last_ = found->second;
+  }
+  const std::vector<std::string>& names() const { return names_; }
+
+ private:
+  std::vector<std::string> names_;
+  std::unordered_map<std::string, std::uint32_t> numbers_;
+  std::uint32_t last_ = UINT32_MAX;
+};
+
+std::uint16_t stored_length(std::int64_t length) {
+  if (length < 0) return PairEntry::kUnknownLength;
+  return static_cast<std::uint16_t>(std::min<std::int64_t>(length, PairEntry::kMaxLength));
+}
+
+DataProblem make_problem(const RecordProblem& found, const std::string& file, long line, std::string sample) {
+  DataProblem problem;
+  problem.code = found.single_sample ? "DAT002" : "DAT001";
+  problem.file = file;
+  problem.line = line;
+  problem.sample = std::move(sample);
+  problem.message = found.field.empty() ? found.message : concat("field \"", found.field, "\": ", found.message);
+  if (!found.value.empty()) problem.details.push_back(concat("value: ", found.value));
+  problem.fix = found.fix;
+  return problem;
+}
+
+// Cuts [begin, end) into `count` ranges that end behind a newline.
+std::vector<std::pair<std::size_t, std::size_t>> cut_at_lines(std::string_view bytes, std::size_t begin,
+                                                              std::size_t count) {
+  std::vector<std::pair<std::size_t, std::size_t>> ranges;
+  std::size_t at = begin;
+  for (std::size_t i = 1; i <= count && at < bytes.size(); ++i) {
+    std::size_t end = i == count ? bytes.size() : begin + (bytes.size() - begin) / count * i;
+    if (end <= at) continue;
+    if (end < bytes.size()) {
+      const std::size_t newline = bytes.find('\n', end);
+      end = newline == std::string_view::npos ? bytes.size() : newline + 1;
+    }
+    ranges.emplace_back(at, end);
+    at = end;
+  }
+  return ranges;
+}
+
+bool blank(std::string_view line) {
+  return std::all_of(line.begin(), line.end(), [](char c) { return c == ' ' || c == '\t' || c == '\r'; });
+}
+
+bool language_suffix(std::string_view text) {
+  return text.size() >= 2 && text.size() <= 8 && !canonical_language(text).empty();
+}
+
+}  // namespace
+
+ManifestSpec parse_manifest_spec(std::string_view spec) {
+  const std::string whole(spec);
+  if (file_exists(whole)) return {whole, ""};
+  for (const std::string_view mark : {"::", "@", "="}) {
+    const std::size_t at = spec.rfind(mark);
+    if (at == std::string_view::npos || at == 0) continue;
+    const std::string_view suffix = spec.substr(at + mark.size());
+    if (language_suffix(suffix)) return {std::string(spec.substr(0, at)), canonical_language(suffix)};
+  }
+  return {whole, ""};
+}
+
+std::uint64_t hash_id(std::string_view id) {
+  std::uint64_t hash = 0xCBF29CE484222325ULL;  // FNV-1a, then a finaliser that spreads the low bits
+  for (const char c : id) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3ULL;
+  hash = (hash ^ (hash >> 32)) * 0xD6E8FEB86659FD93ULL;
+  return hash ^ (hash >> 32);
+}
+
+Error DataProblem::error() const {
+  Error error(code, message);
+  std::move(error).where(file, line);
+  if (!sample.empty()) std::move(error).detail(concat("sample: ", sample));
+  for (const std::string& line_of_detail : details) std::move(error).detail(line_of_detail);
+  return std::move(error).fix(fix);
+}
+
+std::string DataProblem::text() const {
+  std::string text = line > 0 ? concat(file, ":", line, ": ") : concat(file, ": ");
+  if (!sample.empty()) text += concat(sample, ": ");
+  text += message;
+  for (const std::string& detail : details) text += concat("; ", detail);
+  return text;
+}
+
+// What one thread found in its part of a file; names are numbered within the chunk until merged.
+struct PairIndex::Chunk {
+  std::size_t begin = 0, end = 0;
+  std::vector<PairEntry> entries;
+  Names speakers, languages;
+  std::uint64_t lines = 0, records = 0, bad = 0;  // lines counts blank ones too
+  std::vector<DataProblem> problems;              // line counted within the chunk
+  bool single_sample = false;
+  std::exception_ptr failure;
+};
+
+PairIndex::PairIndex(Settings settings) : settings_(std::move(settings)) {
+  if (settings_.threads == 0) settings_.threads = std::clamp(std::thread::hardware_concurrency(), 1U, 8U);
+  settings_.default_language = canonical_language(settings_.default_language);
+}
+
+bool PairIndex::usable(const PairRecord& record, RecordProblem& problem) const {
+  const auto lacks = [&](std::string_view field, std::string message, std::string fix) {
+    problem = {std::string(field), "", std::move(message), std::move(fix), false};
+    return false;
+  };
+  using Needs = Settings::Needs;
+  if (settings_.needs == Needs::kCondition) {
+    if (record.prompt_condition_path.empty()) {
+      return lacks("prompt_condition_path", "the record names no condition file",
+                   "add it, or set model.conditioning to \"online\" and give prompt_features_path");
+    }
+    if (record.emo_vec_path().empty()) {
+      return lacks("prompt_emo_vec_path", "the record names no emotion vector (target_emo_vec_path would do)", "add it");
+    }
+  } else if (settings_.needs == Needs::kFeatures && record.prompt_features_path.empty()) {
+    return lacks("prompt_features_path", "online conditioning needs the prompt's features",
+                 "add it, or set model.conditioning to \"precomputed\"");
+  }
+  if (record.target_text_ids_path.empty()) {
+    if (record.target_text.empty()) {
+      return lacks("target_text_ids_path", "the record has neither text ids nor text", "add target_text_ids_path or target_text");
+    }
+    if (settings_.text_needs_ids) {
+      return lacks("target_text", "the text must be tokenised, and no tokenizer is configured",
+                   "set data.tokenizer, or give target_text_ids_path");
+    }
+  }
+  if (!record.stated_language().empty() && canonical_language(record.stated_language()).empty()) {
+    problem = {"language", shown_value(record.stated_language()), "this is no language name",
+               "use a short name such as \"am\" or \"en\"", false};
+    return false;
+  }
+  return true;
+}
+
+void PairIndex::index_chunk(const File& file, std::uint32_t number, Chunk& chunk) const {
+  const auto all = file.map->bytes();
+  const std::string_view bytes(reinterpret_cast<const char*>(all.data()), all.size());
+  RecordParser parser;
+  PairRecord record;
+  RecordProblem problem;
+  std::size_t at = chunk.begin;
+  while (at < chunk.end) {
+    const void* newline = std::memchr(bytes.data() + at, '\n', chunk.end - at);
+    const std::size_t end = newline ? static_cast<std::size_t>(static_cast<const char*>(newline) - bytes.data())
+                                    : chunk.end;
+    const std::string_view line = bytes.substr(at, end - at);
+    ++chunk.lines;
+    if (!blank(line)) {
+      ++chunk.records;
+      if (parser.parse(line, bytes.size() - at, record, problem) && usable(record, problem)) {
+        std::string_view language = record.stated_language();
+        const std::string canonical =
+            !language.empty() ? canonical_language(language)
+            : !file.language.empty() ? file.language
+            : !settings_.default_language.empty() ? settings_.default_language : language_of_script(record.target_text);
+        const std::uint64_t language_number = chunk.languages.number(canonical);
+        PairEntry entry;
+        entry.place = at | std::uint64_t{number} << 40 | std::min<std::uint64_t>(language_number, 255) << 56;
+        entry.id_hash = hash_id(record.id);
+        entry.speaker = chunk.speakers.number(record.speaker);
+        entry.text_length = stored_length(record.target_text_ids_path.empty() ? -1 : record.target_text_len);
+        entry.code_length = stored_length(record.target_code_len);
+        chunk.entries.push_back(entry);
+      } else {
+        ++chunk.bad;
+        chunk.single_sample |= problem.single_sample;
+        if (chunk.problems.size() < kProblemsKept) {
+          chunk.problems.push_back(
+              make_problem(problem, file.path, static_cast<long>(chunk.lines), std::string(record.id)));
+        }
+      }
+    }
+    at = end + 1;
+  }
+}
+
+void PairIndex::merge(std::vector<Chunk>& chunks, const File& file) {
+  std::size_t total = entries_.size();
+  for (const Chunk& chunk : chunks) total += chunk.entries.size();
+  if (total > UINT32_MAX) throw Error("DAT001", "more than 4,294,967,295 pairs in all").where(file.path);
+  entries_.reserve(total);
+
+  Names speakers, languages;
+  for (const std::string& name : speakers_) speakers.number(name);
+  for (const std::string& name : languages_) languages.number(name);
+  std::uint64_t lines_before = 0, lines = 0;
+  for (Chunk& chunk : chunks) {
+    std::vector<std::uint32_t> speaker_numbers, language_numbers;
+    for (const std::string& name : chunk.speakers.names()) speaker_numbers.push_back(speakers.number(name));
+    for (const std::string& name : chunk.languages.names()) language_numbers.push_back(languages.number(name));
+    for (PairEntry& entry : chunk.entries) {
+      entry.speaker = speaker_numbers[entry.speaker];
+      entry.place = (entry.place & ~(0xFFULL << 56)) | std::uint64_t{language_numbers[entry.language()]} << 56;
+    }
+    entries_.insert(entries_.end(), chunk.entries.begin(), chunk.entries.end());
+    std::vector<PairEntry>().swap(chunk.entries);
+    for (DataProblem& problem : chunk.problems) {
+      problem.line += static_cast<long>(lines_before);
+      if (problems_.size() < kProblemsKept) problems_.push_back(std::move(problem));
+    }
+    lines_before += chunk.lines;
+    lines += chunk.lines;
+    bad_records_ += chunk.bad;
+  }
+  if (lines > kMaxLines) throw Error("DAT001", concat("the manifest has ", lines, " lines; 100,000,000 are allowed"));
+  if (languages.names().size() > 255) {
+    throw Error("DAT001", "more than 255 different languages are named").where(file.path).fix(
+        "check the fields target_language and language");
+  }
+  speakers_ = speakers.names();
+  languages_ = languages.names();
+}
+
+std::uint64_t PairIndex::add(const std::string& spec) {
+  const ManifestSpec parsed = parse_manifest_spec(spec);
+  if (files_.size() > 0xFFFF) throw Error("DAT001", "more than 65,536 manifests are named");
+  File file{absolute_path(parsed.path), parent_path(absolute_path(parsed.path)), parsed.language, nullptr};
+  file.map = std::make_unique<MappedFile>(file.path, kMaxManifestBytes - 1);
+  const auto all = file.map->bytes();
+  const std::string_view bytes(reinterpret_cast<const char*>(all.data()), all.size());
+  const std::size_t start = starts_with(bytes, "\xEF\xBB\xBF") ? 3 : 0;  // a byte order mark is no content
+
+  const std::size_t pieces = std::min<std::size_t>(settings_.threads, bytes.size() / kChunkBytes + 1);
+  const auto ranges = cut_at_lines(bytes, start, pieces);
+  std::vector<Chunk> chunks(ranges.size());
+  const auto number = static_cast<std::uint32_t>(files_.size());
+  const auto run = [&](std::size_t i) {
+    try {
+      chunks[i].begin = ranges[i].first;
+      chunks[i].end = ranges[i].second;
+      index_chunk(file, number, chunks[i]);
+    } catch (...) {
+      chunks[i].failure = std::current_exception();
+    }
+  };
+  std::vector<std::thread> threads;
+  for (std::size_t i = 1; i < chunks.size(); ++i) threads.emplace_back(run, i);
+  if (!chunks.empty()) run(0);
+  for (std::thread& thread : threads) thread.join();
+  for (const Chunk& chunk : chunks) {
+    if (chunk.failure) std::rethrow_exception(chunk.failure);
+  }
+
+  const std::size_t first = entries_.size(), first_problem = problems_.size();
+  const std::uint64_t bad_before = bad_records_;
+  std::uint64_t records = 0;
+  bool single_sample = false;
+  for (const Chunk& chunk : chunks) {
+    records += chunk.records;
+    single_sample |= chunk.single_sample;
+  }
+  merge(chunks, file);
+  files_.push_back(std::move(file));
+  const std::uint64_t bad = bad_records_ - bad_before;
+  if (bad > 0 && (single_sample || !settings_.skip_bad)) {
+    const auto worst = std::find_if(problems_.begin() + static_cast<std::ptrdiff_t>(first_problem), problems_.end(),
+                                    [&](const DataProblem& p) { return !single_sample || p.code == "DAT002"; });
+    DataProblem shown = worst == problems_.end() ? problems_.back() : *worst;
+    if (bad > 1) shown.details.push_back(concat(bad - 1, " more records of this file cannot be used"));
+    throw shown.error();
+  }
+  refuse_duplicates(first);
+  return records;
+}
+
+void PairIndex::refuse_duplicates(std::size_t first) const {
+  std::vector<std::uint64_t> hashes;
+  hashes.reserve(entries_.size() - first);
+  for (std::size_t i = first; i < entries_.size(); ++i) hashes.push_back(entries_[i].id_hash);
+  std::sort(hashes.begin(), hashes.end());
+  auto repeated = std::adjacent_find(hashes.begin(), hashes.end());
+  while (repeated != hashes.end()) {
+    // Equal hashes are nearly always equal ids, but only the ids themselves prove it.
+    std::unordered_map<std::string, const PairEntry*> seen;
+    for (std::size_t i = first; i < entries_.size(); ++i) {
+      if (entries_[i].id_hash != *repeated) continue;
+      const auto [found, added] = seen.try_emplace(id(entries_[i]), &entries_[i]);
+      if (!added) {
+        throw Error("DAT001", "two records of one manifest have the same id")
+            .where(file(entries_[i]), line(entries_[i]))
+            .detail(concat("id: ", found->first))
+            .detail(concat("first at line ", line(*found->second)))
+            .fix("give every pair of a file its own id; remove the record if it stands there twice");
+      }
+    }
+    repeated = std::adjacent_find(std::upper_bound(repeated, hashes.end(), *repeated), hashes.end());
+  }
+}
+
+std::string_view PairIndex::manifest_bytes(std::size_t i) const {
+  const auto all = files_[i].map->bytes();
+  return {reinterpret_cast<const char*>(all.data()), all.size()};
+}
+
+std::string_view PairIndex::line_at(const PairEntry& entry, std::size_t& readable) const {
+  const std::string_view bytes = manifest_bytes(entry.manifest());
+  const std::size_t begin = entry.offset();
+  const std::size_t newline = bytes.find('\n', begin);
+  readable = bytes.size() - begin;
+  return bytes.substr(begin, newline == std::string_view::npos ? std::string_view::npos : newline - begin);
+}
+
+PairRecord PairIndex::record(const PairEntry& entry, RecordParser& parser) const {
+  std::size_t readable = 0;
+  const std::string_view text = line_at(entry, readable);
+  PairRecord record;
+  RecordProblem problem;
+  if (!parser.parse(text, readable, record, problem)) {
+    throw make_problem(problem, file(entry), line(entry), "").error().detail("the manifest changed while it was in use");
+  }
+  return record;
+}
+
+std::string PairIndex::id(const PairEntry& entry) const {
+  thread_local RecordParser parser;
+  return std::string(record(entry, parser).id);
+}
+
+long PairIndex::line(const PairEntry& entry) const {
+  const std::string_view before = manifest_bytes(entry.manifest()).substr(0, entry.offset());
+  return 1 + static_cast<long>(std::count(before.begin(), before.end(), '\n'));
+}
+
+std::string PairIndex::resolve(const PairEntry& entry, std::string_view path) const {
+  // Not normalised: behind a symbolic link, "a/.." is not always "a"'s folder.
+  return starts_with(path, "/") ? std::string(path) : concat(files_[entry.manifest()].folder, "/", path);
+}
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,205 @@
+#include "train_gpt_v2/data/tokenizer.h"
+
+#include <sentencepiece_processor.h>
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/hash.h"
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/data/normalizer.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+constexpr std::uint64_t kMaxModelBytes = 16 << 20;
+constexpr std::size_t kMaxPieces = 100'000;
+constexpr std::size_t kMaxPieceBytes = 512;
+constexpr std::size_t kMaxCharsmapBytes = 1 << 20;
+constexpr std::size_t kMaxEncodedIds = 1 << 20;
+
+[[noreturn]] void damaged(const std::string& path, std::string why) {
+  throw Error("TOK001", concat("this is no sound SentencePiece model: ", why))
+      .where(path)
+      .fix("copy the .model file again from where it was trained");
+}
+
+// The wire format of protocol buffers, as far as a ModelProto needs it; every read is bounded.
+class WireReader {
+ public:
+  WireReader(std::string_view bytes, const std::string& path) : bytes_(bytes), path_(path) {}
+
+  struct Field {
+    std::uint32_t number = 0;
+    std::uint32_t wire = 0;
+    std::string_view bytes;  // wire type 2
+    std::uint64_t value = 0;
+  };
+
+  bool next(Field& field) {
+    if (at_ == bytes_.size()) return false;
+    const std::uint64_t key = varint();
+    field = {static_cast<std::uint32_t>(key >> 3), static_cast<std::uint32_t>(key & 7), {}, 0};
+    if (field.number == 0 || key >> 32) damaged(path_, "a field has number 0 or too large a number");
+    switch (field.wire) {
+      case 0:
+        field.value = varint();
+        return true;
+      case 1:
+        field.bytes = take(8);
+        return true;
+      case 2:
+        field.bytes = take(varint());
+        return true;
+      case 5:
+        field.bytes = take(4);
+        return true;
+      default:
+        damaged(path_, concat("unknown wire type ", field.wire, " at byte ", at_));
+    }
+  }
+
+ private:
+  std::uint64_t varint() {
+    std::uint64_t value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      if (at_ >= bytes_.size()) damaged(path_, "the file ends inside a number");
+      const auto byte = static_cast<unsigned char>(bytes_[at_++]);
+      value |= std::uint64_t{byte & 0x7FU} << shift;
+      if (!(byte & 0x80)) return value;
+    }
+    damaged(path_, "a number is longer than 64 bits");
+  }
+  std::string_view take(std::uint64_t size) {
+    if (size > bytes_.size() - at_) damaged(path_, concat("a field of ", size, " bytes reaches beyond the file"));
+    const std::string_view taken = bytes_.substr(at_, size);
+    at_ += size;
+    return taken;
+  }
+
+  std::string_view bytes_;
+  const std::string& path_;
+  std::size_t at_ = 0;
+};
+
+void scan_piece(std::string_view bytes, std::size_t number, const std::string& path) {
+  WireReader reader(bytes, path);
+  WireReader::Field field;
+  bool has_text = false;
+  while (reader.next(field)) {
+    if (field.number != 1) continue;
+    if (field.wire != 2) damaged(path, concat("piece ", number, " has no text"));
+    if (field.bytes.empty() || field.bytes.size() > kMaxPieceBytes) {
+      damaged(path, concat("piece ", number, " has ", field.bytes.size(), " bytes; 1 to 512 are allowed"));
+    }
+    if (field.bytes.find('\0') != std::string_view::npos) damaged(path, concat("piece ", number, " holds a zero byte"));
+    if (!valid_utf8(field.bytes)) damaged(path, concat("piece ", number, " is not UTF-8"));
+    has_text = true;
+  }
+  if (!has_text) damaged(path, concat("piece ", number, " has no text"));
+}
+
+// The character map is a double-array trie behind its size: SentencePiece trusts both.
+void scan_charsmap(std::string_view map, const std::string& path) {
+  if (map.size() > kMaxCharsmapBytes) damaged(path, concat("its character map has ", map.size(), " bytes; 1 MiB is allowed"));
+  if (map.empty()) return;
+  if (map.size() < 8) damaged(path, "its character map is cut off");
+  std::uint32_t trie = 0;
+  for (int i = 3; i >= 0; --i) trie = trie << 8 | static_cast<unsigned char>(map[static_cast<std::size_t>(i)]);
+  if (trie >= map.size() - 4 || trie % 4 != 0 || trie < 1024) {
+    damaged(path, concat("its character map states a trie of ", trie, " bytes within ", map.size()));
+  }
+  if (map.back() != '\0') damaged(path, "its character map has no end mark");
+}
+
+}  // namespace
+
+TokenizerModelFacts scan_tokenizer_model(std::string_view bytes, const std::string& path) {
+  TokenizerModelFacts facts;
+  WireReader reader(bytes, path);
+  WireReader::Field field;
+  while (reader.next(field)) {
+    if (field.number == 1) {
+      if (field.wire != 2) damaged(path, "its list of pieces is malformed");
+      if (++facts.pieces > kMaxPieces) damaged(path, "it has more than 100,000 pieces");
+      scan_piece(field.bytes, facts.pieces - 1, path);
+    } else if (field.number == 3 || field.number == 5) {  // normalizer_spec, denormalizer_spec
+      if (field.wire != 2) damaged(path, "its normaliser settings are malformed");
+      WireReader spec(field.bytes, path);
+      WireReader::Field entry;
+      while (spec.next(entry)) {
+        if (entry.number != 2) continue;
+        if (entry.wire != 2) damaged(path, "its character map is malformed");
+        scan_charsmap(entry.bytes, path);
+        facts.charsmap_bytes += entry.bytes.size();
+      }
+    }
+  }
+  if (facts.pieces == 0) damaged(path, "it has no pieces");
+  return facts;
+}
+
+struct Tokenizer::Impl {
+  sentencepiece::SentencePieceProcessor processor;
+};
+
+Tokenizer::Tokenizer(const std::string& path) : impl_(std::make_unique<Impl>()), path_(path) {
+  const std::string bytes = read_file(path, kMaxModelBytes);
+  const TokenizerModelFacts facts = scan_tokenizer_model(bytes, path);
+  sha256_ = train_gpt_v2::sha256(bytes);
+  auto& processor = impl_->processor;
+  const auto status = processor.LoadFromSerializedProto(bytes);
+  if (!status.ok()) damaged(path, status.message());
+  size_ = processor.GetPieceSize();
+  if (size_ != static_cast<std::int64_t>(facts.pieces)) damaged(path, "SentencePiece counts other pieces than the file holds");
+  if (processor.bos_id() != kBos || processor.eos_id() != kEos || processor.unk_id() != kUnknown ||
+      processor.pad_id() >= 0) {
+    throw Error("TOK002", "the tokenizer numbers its special pieces in another way than IndexTTS2")
+        .where(path)
+        .detail(concat("found   <s> ", processor.bos_id(), ", </s> ", processor.eos_id(), ", <unk> ",
+                       processor.unk_id(), ", <pad> ", processor.pad_id()))
+        .detail("needed  <s> 0, </s> 1, <unk> 2, <pad> none (-1)")
+        .fix("train it with bos_id 0, eos_id 1, unk_id 2, pad_id -1, or extend the released one (extend-vocab)");
+  }
+}
+
+Tokenizer::~Tokenizer() = default;
+
+std::vector<std::int32_t> Tokenizer::encode_prepared(std::string_view text) const {
+  std::vector<int> ids;
+  const auto status = impl_->processor.Encode(text, &ids);
+  if (!status.ok()) throw Error("TOK001", concat("SentencePiece failed: ", status.message())).where(path_);
+  if (ids.size() > kMaxEncodedIds) throw Error("TOK001", "a text gave more than 1,048,576 pieces").where(path_);
+  return {ids.begin(), ids.end()};
+}
+
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, std::string_view language) const {
+  if (text.empty()) return {};
+  return encode_prepared(before_sentencepiece(text, language));
+}
+
+std::vector<std::string> Tokenizer::pieces(std::span<const std::int32_t> ids) const {
+  std::vector<std::string> texts;
+  texts.reserve(ids.size());
+  for (const std::int32_t id : ids) texts.push_back(piece(id));
+  return texts;
+}
+
+std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
+  const std::vector<int> copy(ids.begin(), ids.end());
+  for (const std::int32_t id : ids) static_cast<void>(piece(id));  // SentencePiece does not check them
+  std::string text;
+  const auto status = impl_->processor.Decode(copy, &text);
+  if (!status.ok()) throw Error("TOK001", concat("SentencePiece failed: ", status.message())).where(path_);
+  return text;
+}
+
+std::string Tokenizer::piece(std::int32_t id) const {
+  if (id < 0 || id >= size_) {
+    throw Error("DAT005", concat("text id ", id, " is outside the vocabulary of ", size_, " pieces")).where(path_);
+  }
+  return impl_->processor.IdToPiece(id);
+}
+
+std::int32_t Tokenizer::piece_id(std::string_view piece) const { return impl_->processor.PieceToId(piece); }
+
+}  // namespace train_gpt_v2
