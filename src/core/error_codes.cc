@@ -96,6 +96,13 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "An update went wrong before. Resume from an earlier checkpoint with a lower learning rate."},
     {"NUM011", kDiverged, "the importance of ranks is not finite",
      "Pruning by it would be arbitrary. Resume from an earlier checkpoint with a lower learning rate."},
+    // --- DEM: the demo corpus
+    {"DEM001", kMissingInput, "a system package for the demo corpus is missing",
+     "demo-data reads Amharic text from libreoffice-l10n-am and aspell-am and speaks with espeak-ng. Run scripts/setup.sh."},
+    {"DEM002", kIo, "making the demo corpus failed",
+     "A program it calls failed, or an installed file is damaged. Reinstall the package that the message names."},
+    {"DEM003", kBadData, "codes do not belong to this demo corpus",
+     "Only codes that the corpus' own codebook knows can be turned into sound; real codes need sampling.vocoder_command."},
     // --- MEM, HNG, INT
     {"MEM001", kOutOfMemory, "out of memory",
      "Lower train.batch_size and raise train.grad_accumulation by the same factor: the effective batch stays."},
