@@ -221,7 +221,7 @@ std::vector<float> log_mel_of_amplitudes(std::span<const float> amplitudes) {
 }
 
 std::vector<float> log_mel(std::span<const float> samples) {
-  return log_mel_of_amplitudes(amplitudes(samples));
+  return log_mel_of_amplitudes(amplitudes_of(spectra(samples)));
 }
 
 MelStatistics mel_statistics(const std::vector<std::span<const float>>& clips) {
