@@ -13,14 +13,31 @@
 namespace train_gpt_v2 {
 namespace {
 
+// The character at `at`, which moves behind it; U+FFFD for a byte that begins none.
+char32_t next_character(std::string_view text, std::size_t& at) {
+  const auto first = static_cast<unsigned char>(text[at++]);
+  if (first < 0x80) return first;
+  const std::size_t more = first >= 0xF0 ? 3 : first >= 0xE0 ? 2 : 1;
+  if (first < 0xC0 || first >= 0xF8 || at + more > text.size()) return 0xFFFD;
+  char32_t c = first & (0x3FU >> more);
+  for (std::size_t i = 0; i < more; ++i) c = c << 6 | (static_cast<unsigned char>(text[at + i]) & 0x3FU);
+  at += more;
+  return c;
+}
+
 std::u32string decode(std::string_view text) {
-  const auto wide = icu::UnicodeString::fromUTF8(icu::StringPiece(text.data(), static_cast<std::int32_t>(text.size())));
   std::u32string characters;
   characters.reserve(text.size());
-  for (std::int32_t i = 0; i < wide.length(); i = wide.moveIndex32(i, 1)) {
-    characters.push_back(static_cast<char32_t>(wide.char32At(i)));
-  }
+  for (std::size_t at = 0; at < text.size();) characters.push_back(next_character(text, at));
   return characters;
+}
+
+template <typename Predicate>
+bool any_character(std::string_view text, Predicate predicate) {
+  for (std::size_t at = 0; at < text.size();) {
+    if (predicate(next_character(text, at))) return true;
+  }
+  return false;
 }
 
 icu::UnicodeString wide_string(std::u32string_view text) {
@@ -205,12 +222,6 @@ std::u32string normalize(std::u32string_view text, std::string_view language) {
   return replace_punctuation(strip(join_spaces(compose(text, Form::kNfkc))), language);
 }
 
-std::string script(std::u32string_view text) {
-  if (std::any_of(text.begin(), text.end(), is_ethiopic)) return "am";
-  if (std::any_of(text.begin(), text.end(), is_japanese)) return "ja";
-  return std::any_of(text.begin(), text.end(), is_ideograph) ? "zh" : "en";
-}
-
 std::string upper_case(std::u32string_view text) {
   std::string bytes;
   wide_string(text).toUpper(icu::Locale::getRoot()).toUTF8String(bytes);
@@ -232,24 +243,24 @@ std::string canonical_language(std::string_view name) {
   return language;
 }
 
-bool is_amharic(std::string_view text) {
-  // Ethiopic letters begin with E1 88..8E, E2 B6..B7 or EA AC in UTF-8; everything else is left without decoding.
-  if (text.find_first_of("\xE1\xE2\xEA") == std::string_view::npos) return false;
-  const std::u32string characters = decode(text);
-  return std::any_of(characters.begin(), characters.end(), is_ethiopic);
+bool is_amharic(std::string_view text) { return any_character(text, is_ethiopic); }
+
+std::string language_of_script(std::string_view text) {
+  if (text.empty()) return "";
+  if (is_amharic(text)) return "am";
+  if (any_character(text, is_japanese)) return "ja";
+  return any_character(text, is_ideograph) ? "zh" : "en";
 }
 
-std::string language_of_script(std::string_view text) { return text.empty() ? "" : script(decode(text)); }
-
 std::string normalize_text(std::string_view text, std::string_view language) {
-  const std::u32string characters = decode(text);
-  return encode(normalize(characters, language.empty() ? script(characters) : std::string(language)));
+  return encode(normalize(decode(text), language.empty() ? language_of_script(text) : std::string(language)));
 }
 
 std::string before_sentencepiece(std::string_view text, std::string_view language) {
   const std::u32string characters = decode(text);
   if (strip(characters).size() == 1) return std::string(text);
-  const std::u32string normalized = normalize(characters, language.empty() ? script(characters) : std::string(language));
+  const std::u32string normalized =
+      normalize(characters, language.empty() ? language_of_script(text) : std::string(language));
   // Pieces between split characters, and these themselves, stripped and joined by single spaces.
   std::string result;
   const auto add = [&](std::u32string_view piece) {

@@ -2,6 +2,8 @@
 
 #include <sentencepiece_processor.h>
 
+#include <cstring>
+
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/hash.h"
@@ -98,17 +100,49 @@ void scan_piece(std::string_view bytes, std::size_t number, const std::string& p
   if (!has_text) damaged(path, concat("piece ", number, " has no text"));
 }
 
-// The character map is a double-array trie behind its size: SentencePiece trusts both.
+// The trie inside a character map, as SentencePiece (darts-clone) walks it: nothing it can reach may lie outside, and
+// every value must point into the strings behind it. SentencePiece itself checks none of this.
+void scan_trie(std::string_view trie, std::size_t strings, const std::string& path) {
+  const std::size_t units = trie.size() / 4;
+  const auto unit = [&](std::size_t i) {
+    std::uint32_t word = 0;
+    std::memcpy(&word, trie.data() + 4 * i, 4);
+    return word;
+  };
+  const auto offset = [](std::uint32_t word) { return std::size_t{word >> 10} << ((word & (1U << 9)) >> 6); };
+  std::vector<bool> seen(units, false);
+  std::vector<std::size_t> bases{offset(unit(0))};
+  while (!bases.empty()) {
+    const std::size_t base = bases.back();
+    bases.pop_back();
+    if ((base | 255) >= units) damaged(path, "its character map points outside itself");
+    if (seen[base]) continue;
+    seen[base] = true;
+    for (std::uint32_t c = 0; c < 256; ++c) {
+      const std::uint32_t word = unit(base ^ c);
+      if ((word & (1U << 31 | 0xFF)) != c) continue;
+      const std::size_t next = (base ^ c) ^ offset(word);
+      if (((word >> 8) & 1) && ((next | 255) >= units || (unit(next) & ~(1U << 31)) >= strings)) {
+        damaged(path, "its character map names a replacement that does not exist");
+      }
+      bases.push_back(next);
+    }
+  }
+}
+
+// A character map is the size of a trie, the trie, and zero-ended strings.
 void scan_charsmap(std::string_view map, const std::string& path) {
-  if (map.size() > kMaxCharsmapBytes) damaged(path, concat("its character map has ", map.size(), " bytes; 1 MiB is allowed"));
+  if (map.size() > kMaxCharsmapBytes) {
+    damaged(path, concat("its character map has ", map.size(), " bytes; 1,048,576 are allowed"));
+  }
   if (map.empty()) return;
-  if (map.size() < 8) damaged(path, "its character map is cut off");
-  std::uint32_t trie = 0;
-  for (int i = 3; i >= 0; --i) trie = trie << 8 | static_cast<unsigned char>(map[static_cast<std::size_t>(i)]);
-  if (trie >= map.size() - 4 || trie % 4 != 0 || trie < 1024) {
-    damaged(path, concat("its character map states a trie of ", trie, " bytes within ", map.size()));
+  std::uint32_t size = 0;
+  if (map.size() > 4) std::memcpy(&size, map.data(), 4);
+  if (map.size() <= 4 || size >= map.size() - 4 || size % 1024 != 0 || size == 0) {
+    damaged(path, concat("its character map of ", map.size(), " bytes states a trie of ", size));
   }
   if (map.back() != '\0') damaged(path, "its character map has no end mark");
+  scan_trie(map.substr(4, size), map.size() - 4 - size, path);
 }
 
 }  // namespace
