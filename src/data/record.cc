@@ -142,18 +142,13 @@ bool read_value(const Field& field, const simdjson::dom::element& element, PairR
   return true;
 }
 
-std::string syntax_fix(simdjson::error_code code) {
-  switch (code) {
-    case simdjson::UTF8_ERROR:
-      return "write the file as UTF-8";
-    case simdjson::DEPTH_ERROR:
-      return "records are flat objects; at most 8 levels are read";
-    case simdjson::NUMBER_ERROR:
-    case simdjson::N_ATOM_ERROR:
-      return "JSON knows no NaN and no Infinity: write null";
-    default:
-      return "each line holds one complete JSON object";
+std::string syntax_fix(simdjson::error_code code, std::string_view line) {
+  if (code == simdjson::UTF8_ERROR) return "write the file as UTF-8";
+  if (code == simdjson::DEPTH_ERROR) return "records are flat objects; at most 8 levels are read";
+  for (const std::string_view word : {"NaN", "Infinity"}) {  // Python's json module writes them
+    if (line.find(word) != std::string_view::npos) return "JSON knows no NaN and no Infinity: write null";
   }
+  return "each line holds one complete JSON object";
 }
 
 }  // namespace
@@ -255,7 +250,7 @@ bool RecordParser::parse(std::string_view line, std::size_t readable, PairRecord
   const auto parsed =
       impl_->parser.parse(reinterpret_cast<const std::uint8_t*>(data), line.size(), false).get(root);
   if (parsed != simdjson::SUCCESS) {
-    fill(problem, "", line, concat("not a valid JSON record: ", simdjson::error_message(parsed)), syntax_fix(parsed));
+    fill(problem, "", line, concat("not a valid JSON record: ", simdjson::error_message(parsed)), syntax_fix(parsed, line));
     return false;
   }
   simdjson::dom::object object;
