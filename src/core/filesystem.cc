@@ -217,7 +217,8 @@ bool directory_exists(const std::string& path) {
 std::uint64_t file_size(const std::string& path) {
   std::error_code error;
   const auto size = fs::file_size(path, error);
-  if (error) throw Error("IO001", error.message()).where(path);
+  if (error == std::errc::no_such_file_or_directory) throw Error("IO001", "no such file").where(path);
+  if (error) throw Error("IO004", concat("not a regular file: ", error.message())).where(path);
   return size;
 }
 
