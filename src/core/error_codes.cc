@@ -69,6 +69,16 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"CKP003", kBadData, "a checkpoint lacks a value, or it has another type",
      "The value's place is printed with what was expected and found. The file is whole but of another kind, or was "
      "written by a program that stores this value differently."},
+    {"CKP020", kConfig, "weights of a file do not fit the configured model",
+     "The first tensors that differ are listed with both shapes. The model section must describe the file's model; only "
+     "the number of text rows may differ when training starts from a base model."},
+    {"CKP021", kBadData, "the weights belong to another architecture",
+     "IndexTTS-2.5 and other networks have tensors that UnifiedVoice of IndexTTS2 lacks. Use the gpt.pth of IndexTTS-2."},
+    {"CKP022", kBadData, "adapters that are not merged",
+     "A model is needed, but the file holds adapter deltas apart from their base. Merge them with `train_gpt_v2 merge`, "
+     "or name the base as init.from and the adapter's folder as init.peft_adapter."},
+    {"CKP023", kBadData, "tensors of the model are missing in the file",
+     "The file is not a complete state dict of this model; the missing names are listed."},
     // --- IO: files
     {"IO001", kMissingInput, "a named input does not exist",
      "The path is printed as it was resolved. Relative paths in a file are relative to that file."},
