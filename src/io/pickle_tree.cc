@@ -20,7 +20,7 @@ class TreeBuilder {
  public:
   TreeBuilder(const PickleGraph& graph, const PickleSource& source)
       : graph_(graph), path_(source.path), text_left_(kTextGrowth * source.stream.size() + (1 << 20)) {
-    done_.resize(graph.containers.size(), Built{{}, 0});
+    done_.resize(graph.containers.size());
   }
 
   Value run(std::vector<std::string>& ignored) {
@@ -94,12 +94,13 @@ class TreeBuilder {
 
   Built shared(const PickleNode& node, int depth) {
     if (depth > kMaxDepth) damaged(concat("it is nested deeper than ", kMaxDepth));
-    Built& slot = done_[node.index];
-    if (slot.weight == kInProgress) damaged("a container contains itself");
-    if (slot.weight > 0) return slot;
-    slot.weight = kInProgress;
+    std::uint32_t& slot = done_[node.index];
+    if (slot == kInProgress) damaged("a container contains itself");
+    if (slot > 0) return built_[slot - 1];
+    slot = kInProgress;
     Built built = is_dict(node) ? dict(node, depth) : sequence(node, depth);
-    slot = built;
+    built_.push_back(built);
+    slot = static_cast<std::uint32_t>(built_.size());
     return built;
   }
 
@@ -171,12 +172,13 @@ class TreeBuilder {
     if (found.count++ == 0) found.first_place = place_;
   }
 
-  static constexpr std::uint64_t kInProgress = std::numeric_limits<std::uint64_t>::max();
+  static constexpr std::uint32_t kInProgress = std::numeric_limits<std::uint32_t>::max();
 
   const PickleGraph& graph_;
   const std::string& path_;
   std::uint64_t text_left_;
-  std::vector<Built> done_;  // by container; weight 0: not reached yet
+  std::vector<std::uint32_t> done_;  // by container: 0 not reached, kInProgress, else its place in built_ plus one
+  std::vector<Built> built_;
   std::map<std::string, Found> opaque_;
   std::string place_;
   int opaque_depth_ = 0;

@@ -10,8 +10,8 @@ namespace train_gpt_v2 {
 namespace {
 
 constexpr std::uint64_t kMaxStream = 64 << 20;
-constexpr std::size_t kMaxOperations = 2'000'000;  // the released model with Adam and EMA needs about 150,000
-constexpr std::size_t kMaxStack = 1'000'000;
+constexpr std::size_t kMaxOperations = 1'000'000;  // the released model with Adam and EMA needs about 150,000
+constexpr std::size_t kMaxStack = 500'000;
 constexpr std::uint64_t kMaxLong = 1024;  // bytes of one integer; a generator state's words take 5
 
 // Opcodes of pickle protocols 2 to 5 (Lib/pickle.py). INST, OBJ, EXT*, and the text forms of protocols 0 and 1 are not
