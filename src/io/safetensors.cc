@@ -13,8 +13,6 @@
 namespace train_gpt_v2 {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr std::uint64_t kMaxHeader = 16 << 20;
 constexpr std::size_t kMaxTensors = 20'000, kMaxDimensions = 64;
 
@@ -34,6 +32,111 @@ constexpr auto kTypes = std::to_array<TypeName>({{"F32", DType::kFloat32},
                                                  {"U16", DType::kUInt16},
                                                  {"BOOL", DType::kBool}});
 
+// One tensor as the header describes it.
+struct Entry {
+  std::string name;
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> offsets;
+  unsigned fields = 0;  // bit per field seen
+};
+
+// Takes the header apart as it is parsed: no tree of the JSON is built, so its size costs no memory, and repeated keys
+// (which a tree would hide) are seen.
+class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
+ public:
+  std::vector<Entry> entries;
+  std::map<std::string, std::string> metadata;
+  std::string problem;
+
+  bool key(string_t& name) override {
+    if (depth_ == 1) {
+      if (!names_.insert(name).second) return refuse(concat("the name \"", name.substr(0, 80), "\" occurs twice"));
+      in_metadata_ = name == "__metadata__";
+      if (in_metadata_) return true;
+      if (entries.size() == kMaxTensors) return refuse(concat("it claims more than ", kMaxTensors, " tensors"));
+      entries.emplace_back().name = name;
+      return true;
+    }
+    key_ = name;
+    if (in_metadata_) return true;
+    field_ = field_of(name);
+    if (field_ == 0) return refuse(concat("\"", shown(), "\" does not have exactly dtype, shape and data_offsets"));
+    if (entries.back().fields & field_) return refuse(concat("\"", shown(), "\" has a field twice"));
+    entries.back().fields |= field_;
+    return true;
+  }
+  bool string(string_t& text) override {
+    if (depth_ == 2 && in_metadata_) {
+      if (!metadata.emplace(key_, text).second) return refuse("__metadata__ has a key twice");
+      return true;
+    }
+    if (depth_ != 2 || in_list_ || field_ != kType) return unexpected();
+    entries.back().dtype = text;
+    return true;
+  }
+  bool number_unsigned(number_unsigned_t value) override {
+    if (!in_list_) return unexpected();
+    auto& list = field_ == kShape ? entries.back().shape : entries.back().offsets;
+    if (value > std::uint64_t{1} << 62 || list.size() == kMaxDimensions) return unexpected();
+    list.push_back(static_cast<std::int64_t>(value));
+    return true;
+  }
+  bool start_object(std::size_t) override {
+    if (depth_ == 2 || in_list_) return unexpected();
+    ++depth_;
+    return true;
+  }
+  bool end_object() override {
+    --depth_;
+    return true;
+  }
+  bool start_array(std::size_t) override {
+    if (depth_ != 2 || in_metadata_ || in_list_ || (field_ != kShape && field_ != kOffsets)) return unexpected();
+    in_list_ = true;
+    return true;
+  }
+  bool end_array() override {
+    in_list_ = false;
+    return true;
+  }
+  bool null() override { return unexpected(); }
+  bool boolean(bool) override { return unexpected(); }
+  bool number_integer(number_integer_t) override { return unexpected(); }
+  bool number_float(number_float_t, const string_t&) override { return unexpected(); }
+  bool binary(binary_t&) override { return unexpected(); }
+  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception&) override {
+    return refuse(concat("its header is not valid JSON (at byte ", position, ")"));
+  }
+
+ private:
+  enum Field : unsigned { kType = 1, kShape = 2, kOffsets = 4 };
+
+  static unsigned field_of(std::string_view name) {
+    if (name == "dtype") return kType;
+    if (name == "shape") return kShape;
+    return name == "data_offsets" ? unsigned{kOffsets} : 0;
+  }
+
+  std::string shown() const { return entries.empty() ? "" : entries.back().name.substr(0, 80); }
+  bool refuse(std::string what) {
+    problem = std::move(what);
+    return false;
+  }
+  bool unexpected() {
+    if (in_metadata_) return refuse("__metadata__ holds something that is not text");
+    return refuse(depth_ == 0 ? "its header is not a JSON object"
+                              : concat("a value of \"", shown(), "\" is not valid"));
+  }
+
+  int depth_ = 0;
+  bool in_list_ = false;
+  bool in_metadata_ = false;
+  unsigned field_ = 0;
+  std::string key_;
+  std::set<std::string> names_;
+};
+
 class Reader {
  public:
   explicit Reader(std::shared_ptr<const MappedFile> file) : file_(std::move(file)) {}
@@ -46,18 +149,12 @@ class Reader {
     const std::string_view header = in.text(length);
     if (!in.ok()) damaged("it ends inside its header");
     data_ = in.take(in.left());
-    const Json root = parse(header);
-    if (!root.is_object()) damaged("its header is not a JSON object");
-    if (root.size() > kMaxTensors + 1) damaged(concat("it claims ", root.size(), " tensors"));
-    SafetensorsFile content;
-    for (const auto& [name, entry] : root.items()) {
-      if (name == "__metadata__") {
-        read_metadata(entry, content);
-      } else {
-        read_tensor(name, entry);
-      }
-    }
+    HeaderHandler handler;
+    if (!nlohmann::json::sax_parse(header, &handler)) damaged(handler.problem);
+    for (Entry& entry : handler.entries) read_tensor(entry);
     check_places();
+    SafetensorsFile content;
+    content.metadata = std::move(handler.metadata);
     for (Found& found : found_) content.tensors.emplace_back(std::move(found.name), std::move(found.tensor));
     return content;
   }
@@ -75,71 +172,31 @@ class Reader {
         .fix("copy it again from where it was written");
   }
 
-  // nlohmann's parser keeps the last of repeated keys and nests without limit; the callback refuses both.
-  Json parse(std::string_view header) {
-    std::vector<std::set<std::string>> keys;
-    const auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-      if (depth > 8) damaged("its header is nested too deep");
-      if (event == Json::parse_event_t::object_start) keys.emplace_back();
-      if (event == Json::parse_event_t::object_end) keys.pop_back();
-      if (event == Json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
-        damaged(concat("the name \"", parsed.get<std::string>().substr(0, 80), "\" occurs twice"));
-      }
-      return true;
-    };
-    try {
-      return Json::parse(header, check);
-    } catch (const Json::exception&) {
-      damaged("its header is not valid JSON");
-    }
-  }
-
-  void read_metadata(const Json& entry, SafetensorsFile& content) const {
-    if (!entry.is_object()) damaged("__metadata__ is not an object");
-    for (const auto& [key, value] : entry.items()) {
-      if (!value.is_string()) damaged("__metadata__ holds something that is not text");
-      content.metadata.emplace(key, value.get<std::string>());
-    }
-  }
-
-  std::int64_t number(const Json& value, const std::string& name) const {
-    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > std::uint64_t{1} << 62) {
-      damaged(concat("a size or offset of \"", name.substr(0, 80), "\" is not valid"));
-    }
-    return static_cast<std::int64_t>(value.get<std::uint64_t>());
-  }
-
-  void read_tensor(const std::string& name, const Json& entry) {
-    const std::string shown = name.substr(0, 80);
-    if (!entry.is_object() || entry.size() != 3 || !entry.contains("dtype") || !entry.contains("shape") ||
-        !entry.contains("data_offsets")) {
+  void read_tensor(Entry& entry) {
+    const std::string shown = entry.name.substr(0, 80);
+    if (entry.fields != 7 || entry.offsets.size() != 2) {
       damaged(concat("\"", shown, "\" does not have exactly dtype, shape and data_offsets"));
     }
-    const Json &dtype = entry["dtype"], &shape = entry["shape"], &offsets = entry["data_offsets"];
-    const auto known = std::find_if(kTypes.begin(), kTypes.end(), [&](const TypeName& type) {
-      return dtype.is_string() && dtype.get_ref<const std::string&>() == type.name;
-    });
+    const auto known =
+        std::find_if(kTypes.begin(), kTypes.end(), [&](const TypeName& type) { return type.name == entry.dtype; });
     if (known == kTypes.end()) damaged(concat("the element type of \"", shown, "\" is not known"));
-    if (!shape.is_array() || shape.size() > kMaxDimensions || !offsets.is_array() || offsets.size() != 2) {
-      damaged(concat("the shape or the offsets of \"", shown, "\" are not valid"));
-    }
-    Found found{name, {}, 0, 0};
-    found.tensor.dtype = known->dtype;
     std::int64_t count = 1, bytes = 0;
     bool overflow = false, empty = false;
-    for (const Json& size : shape) {
-      found.tensor.shape.push_back(number(size, name));
-      const std::int64_t n = found.tensor.shape.back();
-      empty = empty || n == 0;
-      overflow = overflow || __builtin_mul_overflow(count, std::max<std::int64_t>(n, 1), &count);
+    for (const std::int64_t size : entry.shape) {
+      empty = empty || size == 0;
+      overflow = overflow || __builtin_mul_overflow(count, std::max<std::int64_t>(size, 1), &count);
     }
     overflow = overflow || __builtin_mul_overflow(count, static_cast<std::int64_t>(dtype_size(known->dtype)), &bytes);
-    found.begin = static_cast<std::uint64_t>(number(offsets[0], name));
-    found.end = static_cast<std::uint64_t>(number(offsets[1], name));
+    Found found{std::move(entry.name),
+                {},
+                static_cast<std::uint64_t>(entry.offsets[0]),
+                static_cast<std::uint64_t>(entry.offsets[1])};
     if (overflow || found.begin > found.end || found.end > data_.size() ||
         found.end - found.begin != static_cast<std::uint64_t>(empty ? 0 : bytes)) {
       damaged(concat("shape, type and place of \"", shown, "\" do not agree"));
     }
+    found.tensor.dtype = known->dtype;
+    found.tensor.shape = std::move(entry.shape);
     place(found);
     found_.push_back(std::move(found));
   }
@@ -155,7 +212,7 @@ class Reader {
     tensor.data = data_.data() + found.begin;
     tensor.owner = file_;
     // The format does not align elements by itself.
-    if (found.end > found.begin && reinterpret_cast<std::uintptr_t>(tensor.data) % dtype_size(tensor.dtype) != 0) {
+    if (reinterpret_cast<std::uintptr_t>(tensor.data) % dtype_size(tensor.dtype) != 0) {
       tensor = Tensor::copy_of(tensor.dtype, tensor.shape, data_.subspan(found.begin, found.end - found.begin));
     }
   }

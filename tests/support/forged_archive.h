@@ -3,13 +3,13 @@
 //
 // Written from the formats' descriptions (APPNOTE.TXT, Lib/pickletools.py), independently of the program's own writers.
 
+#include <zlib.h>
 #include <cstdint>
 #include <cstring>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
-#include <zlib.h>
 
 namespace train_gpt_v2::testing {
 
@@ -19,9 +19,15 @@ std::string little(Number value) {
   std::memcpy(raw.data(), &value, sizeof value);
   return raw;
 }
-inline std::string u16(std::uint64_t value) { return little(static_cast<std::uint16_t>(value)); }
-inline std::string u32(std::uint64_t value) { return little(static_cast<std::uint32_t>(value)); }
-inline std::string u64(std::uint64_t value) { return little(value); }
+inline std::string u16(std::uint64_t value) {
+  return little(static_cast<std::uint16_t>(value));
+}
+inline std::string u32(std::uint64_t value) {
+  return little(static_cast<std::uint32_t>(value));
+}
+inline std::string u64(std::uint64_t value) {
+  return little(value);
+}
 
 struct ForgedEntry {
   std::string name;
@@ -60,11 +66,18 @@ inline std::string forge_zip(const std::vector<ForgedEntry>& entries, const Forg
          end.comment;
 }
 
-// --- pickle -----------------------------------------------------------------------------------------------------------
+// --- pickle
+// -----------------------------------------------------------------------------------------------------------
 
-inline std::string pickle(std::string_view body) { return "\x80\x02" + std::string(body) + "."; }
-inline std::string text(std::string_view content) { return "X" + u32(content.size()) + std::string(content); }
-inline std::string integer(std::int64_t value) { return std::string("\x8a\x08", 2) + little(value); }
+inline std::string pickle(std::string_view body) {
+  return "\x80\x02" + std::string(body) + ".";
+}
+inline std::string text(std::string_view content) {
+  return "X" + u32(content.size()) + std::string(content);
+}
+inline std::string integer(std::int64_t value) {
+  return std::string("\x8a\x08", 2) + little(value);
+}
 inline std::string integers(const std::vector<std::int64_t>& values) {
   std::string tuple = "(";
   for (const std::int64_t value : values) tuple += integer(value);

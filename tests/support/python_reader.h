@@ -30,17 +30,23 @@ inline nlohmann::json describe(const Value& value) {
     return text;
   };
   switch (value.kind()) {
-    case Value::Kind::kNone: return {{"none", nullptr}};
-    case Value::Kind::kBool: return {{"bool", value.as_bool()}};
-    case Value::Kind::kInt: return {{"int", std::to_string(value.as_int())}};
-    case Value::Kind::kBigInt: return {{"int", value.big_int_text()}};
+    case Value::Kind::kNone:
+      return {{"none", nullptr}};
+    case Value::Kind::kBool:
+      return {{"bool", value.as_bool()}};
+    case Value::Kind::kInt:
+      return {{"int", std::to_string(value.as_int())}};
+    case Value::Kind::kBigInt:
+      return {{"int", value.big_int_text()}};
     case Value::Kind::kFloat: {
       char digits[17];
       std::snprintf(digits, sizeof digits, "%016lx", std::bit_cast<std::uint64_t>(value.as_double()));
       return {{"float", digits}};
     }
-    case Value::Kind::kString: return {{"str", value.as_string()}};
-    case Value::Kind::kBytes: return {{"bytes", hex(value.as_bytes())}};
+    case Value::Kind::kString:
+      return {{"str", value.as_string()}};
+    case Value::Kind::kBytes:
+      return {{"bytes", hex(value.as_bytes())}};
     case Value::Kind::kTensor: {
       const Tensor tensor = value.as_tensor().contiguous();
       const std::string_view bytes(reinterpret_cast<const char*>(tensor.data), tensor.nbytes());
@@ -53,7 +59,8 @@ inline nlohmann::json describe(const Value& value) {
       }
       return {{value.is_ordered_dict() ? "ordered" : "dict", entries}};
     }
-    default: break;
+    default:
+      break;
   }
   json items = json::array();
   for (const Value& item : value.items()) items.push_back(describe(item));

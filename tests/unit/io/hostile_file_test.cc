@@ -106,9 +106,9 @@ TEST_F(HostileFile, ZipStructure) {
   forged = entry("archive/a");
   forged.flags = 0x0801;
   EXPECT_THAT(with(forged), HasSubstr("encrypted"));
-  for (const std::string& name : {std::string("../up"), std::string("archive/../up"), std::string("/etc/passwd"),
-                                  std::string("a\\b"), std::string("a\0b", 3), std::string(300, 'x'), std::string(),
-                                  std::string("a\xc0\xaf")}) {
+  for (const std::string& name :
+       {std::string("../up"), std::string("archive/../up"), std::string("/etc/passwd"), std::string("a\\b"),
+        std::string("a\0b", 3), std::string(300, 'x'), std::string(), std::string("a\xc0\xaf")}) {
     EXPECT_THAT(with(entry(name)), HasSubstr("an entry is called"));
   }
   EXPECT_THAT(with(entry("archive/data.pkl")), HasSubstr("twice"));
@@ -137,8 +137,8 @@ TEST_F(HostileFile, ZipStructure) {
   EXPECT_THAT(with(forged), HasSubstr("cut off"));
   // Two entries over the same bytes: 42.zip's trick without compression.
   ForgedEntry twin = entry("archive/a");
-  const std::string outer = "PK\x03\x04" + u16(20) + u16(0x0800) + u16(0) + u16(0) + u16(33) + u32(0) + u32(0) + u32(0) +
-                            u16(9) + u16(0) + "archive/b" + "payload";
+  const std::string outer = "PK\x03\x04" + u16(20) + u16(0x0800) + u16(0) + u16(0) + u16(33) + u32(0) + u32(0) +
+                            u32(0) + u16(9) + u16(0) + "archive/b" + "payload";
   twin.content = outer;
   ForgedEntry inner = entry("archive/b");
   inner.offset = forge_zip({{"archive/data.pkl", good}}).find("PK\x01\x02") + 30 + 9;
@@ -176,13 +176,16 @@ TEST_F(HostileFile, PickleMachine) {
                            "(ios\nsystem\n", "(o", "\x82\x01", "\x83\x01\x01", "\x84\x01\x01\x01\x01", "\xff"}) {
     EXPECT_THAT(pickle_report(code), HasSubstr("is not")) << code;
   }
-  for (const char* code : {"a", "s", "u", "t", "R", "b", "Q", "\x81", "\x92", "\x93", "q\x01", "0", "1", "2", "e", "N(0N"}) {
+  for (const char* code :
+       {"a", "s", "u", "t", "R", "b", "Q", "\x81", "\x92", "\x93", "q\x01", "0", "1", "2", "e", "N(0N"}) {
     EXPECT_NE(pickle_report(code), "accepted") << code;
   }
   EXPECT_THAT(pickle_report("NN"), HasSubstr("left over"));
   EXPECT_THAT(pickle_report("(N"), HasSubstr("left over"));
   EXPECT_THAT(pickle_report("h\x05"), HasSubstr("remembered"));
-  EXPECT_THAT(pickle_report("X\xff\xff\xff\xff" "abc"), HasSubstr("4294967295"));
+  EXPECT_THAT(pickle_report("X\xff\xff\xff\xff"
+                            "abc"),
+              HasSubstr("4294967295"));
   EXPECT_THAT(pickle_report("\x8d" + u64(std::uint64_t{1} << 63)), HasSubstr("9223372036854775808"));
   EXPECT_THAT(pickle_report("\x8b" + u32(0x7FFFFFFF)), HasSubstr("an integer of"));
   EXPECT_THAT(pickle_report("X" + u32(2) + "\xff\xfe"), HasSubstr("UTF-8"));
@@ -191,8 +194,9 @@ TEST_F(HostileFile, PickleMachine) {
 }
 
 TEST_F(HostileFile, TargetsOfWritesAreChecked) {  // CVE-2026-24747
-  for (const std::string& target : {std::string("]"), std::string(")"), std::string("K\x01"), text("x"), std::string("N"),
-                                    tensor(storage("0", 16), 0, {16}, {1}), storage("0", 16), std::string("cos\nsystem\n")}) {
+  for (const std::string& target :
+       {std::string("]"), std::string(")"), std::string("K\x01"), text("x"), std::string("N"),
+        tensor(storage("0", 16), 0, {16}, {1}), storage("0", 16), std::string("cos\nsystem\n")}) {
     EXPECT_THAT(pickle_report(target + text("k") + "Ns"), HasSubstr("no dict"));
     EXPECT_THAT(pickle_report(target + "(" + text("k") + "Nu"), HasSubstr("no dict"));
     if (target != "]") {
@@ -224,13 +228,21 @@ TEST_F(HostileFile, CyclesAndGrowth) {
     for (int i = 0; i < 10; ++i) laughs += std::string("h") + static_cast<char>(level - 1);
     laughs += std::string("eq") + level;
   }
-  laughs += "N" + std::string(30, '\x86') + "0](h\x1e" "e";
+  laughs += "N" + std::string(30, '\x86') +
+            "0](h\x1e"
+            "e";
   EXPECT_THAT(pickle_report(std::string("(") + laughs + "t"), ::testing::Ne("accepted"));
   // One text of 100 KB a hundred thousand times: 10 GB.
-  std::string echoes = text(std::string(100'000, 'x')) + std::string("q\0" "0](", 5);
+  std::string echoes = text(std::string(100'000, 'x')) + std::string(
+                                                             "q\0"
+                                                             "0](",
+                                                             5);
   for (int i = 0; i < 100'000; ++i) echoes += std::string("h\0", 2);
   EXPECT_THAT(pickle_report(echoes + "e", 32 << 10), HasSubstr("repeated"));
-  std::string encoded = text(std::string(100'000, 'x')) + std::string("q\0" "0](", 5);
+  std::string encoded = text(std::string(100'000, 'x')) + std::string(
+                                                              "q\0"
+                                                              "0](",
+                                                              5);
   for (int i = 0; i < 1000; ++i) encoded += std::string("c_codecs\nencode\n(h\0", 19) + text("latin1") + "tR";
   EXPECT_THAT(pickle_report(encoded + "e", 32 << 10), HasSubstr("again and again"));
 }
@@ -274,13 +286,15 @@ TEST_F(HostileFile, TensorsStayWithinTheirStorage) {
 TEST_F(HostileFile, NothingIsExecuted) {
   const std::string mark = folder_.file("executed");
   const std::string call = "cposix\nsystem\n(" + text("touch " + mark) + "tR";
-  const LoadedFile loaded = load("}" + text("weights") + tensor(storage("0", 16), 0, {16}, {1}) + "s" + text("evil") +
-                                 call + "s" + text("more") + "c__builtin__\neval\n(" + text("1") + "t\x81" + "}b" + "s");
+  const LoadedFile loaded =
+      load("}" + text("weights") + tensor(storage("0", 16), 0, {16}, {1}) + "s" + text("evil") + call + "s" +
+           text("more") + "c__builtin__\neval\n(" + text("1") + "t\x81" + "}b" + "s");
   EXPECT_FALSE(file_exists(mark));
   EXPECT_TRUE(loaded.root.at("evil").is_opaque());
   EXPECT_EQ(loaded.root.at("evil").class_name(), "posix.system");
   EXPECT_THAT(loaded.root.at("weights").as_tensor().shape, ElementsAre(16));
-  EXPECT_THAT(loaded.ignored, ElementsAre("more: object of class __builtin__.eval", "evil: object of class posix.system"));
+  EXPECT_THAT(loaded.ignored,
+              ElementsAre("more: object of class __builtin__.eval", "evil: object of class posix.system"));
   // A value that is needed but opaque is an error where it is used.
   EXPECT_THROW(loaded.root.at("evil").as_tensor("evil"), Error);
   // A callable made by a call is inert too.
@@ -288,7 +302,8 @@ TEST_F(HostileFile, NothingIsExecuted) {
 }
 
 TEST_F(HostileFile, UnknownStorageTypesBecomeOpaque) {
-  const LoadedFile loaded = load("}" + text("odd") + tensor(storage("0", 16, "ComplexFloatStorage"), 0, {2}, {1}) + "s");
+  const LoadedFile loaded =
+      load("}" + text("odd") + tensor(storage("0", 16, "ComplexFloatStorage"), 0, {2}, {1}) + "s");
   EXPECT_TRUE(loaded.root.at("odd").is_opaque());
   EXPECT_THAT(loaded.ignored, Contains(HasSubstr("odd: object of class torch._utils._rebuild_tensor_v2")));
 }
@@ -297,15 +312,30 @@ TEST_F(HostileFile, HarmlessObjectsAreRebuilt) {
   EXPECT_EQ(load("ctorch.torch_version\nTorchVersion\n" + text("2.1") + "\x85\x81").root.as_string(), "2.1");
   EXPECT_EQ(load("ctorch\nSize\n(K\x01K\x02t\x85R").root.items()[1].as_int(), 2);
   EXPECT_EQ(load("ccollections\ndefaultdict\n)R" + text("k") + "K\x05s").root.at("k").as_int(), 5);
-  EXPECT_EQ(load("ccollections\nOrderedDict\n](](" + text("k") + "K\x05" "ee\x85R").root.at("k").as_int(), 5);
-  EXPECT_EQ(load("c_codecs\nencode\n" + text("\xc3\xbf" "a") + text("latin1") + "\x86R").root.as_bytes(), "\xff" "a");
+  EXPECT_EQ(load("ccollections\nOrderedDict\n](](" + text("k") +
+                 "K\x05"
+                 "ee\x85R")
+                .root.at("k")
+                .as_int(),
+            5);
+  EXPECT_EQ(load("c_codecs\nencode\n" +
+                 text("\xc3\xbf"
+                      "a") +
+                 text("latin1") + "\x86R")
+                .root.as_bytes(),
+            "\xff"
+            "a");
   EXPECT_EQ(load("ctorch._utils\n_rebuild_parameter\n(" + tensor(storage("0", 16), 0, {4}, {1}) + "\x88NtR")
-                .root.as_tensor().numel(), 4);
+                .root.as_tensor()
+                .numel(),
+            4);
   const std::string dtype = "cnumpy\ndtype\n" + text("f8") + "\x89\x88\x87R";
-  EXPECT_EQ(load("cnumpy._core.multiarray\nscalar\n" + dtype + "C\x08" + u64(0x3FF8000000000000) + "\x86R").root.as_double(),
-            1.5);
+  EXPECT_EQ(
+      load("cnumpy._core.multiarray\nscalar\n" + dtype + "C\x08" + u64(0x3FF8000000000000) + "\x86R").root.as_double(),
+      1.5);
   // Protocol 4: frames, short texts, memoize, stack globals.
-  const std::string four = std::string("\x80\x04\x95", 3) + u64(30) + "}\x94\x8c\x01k\x94\x8c\x0b" + "collections\x8c\x0bOrderedDict\x93)Rs.";
+  const std::string four = std::string("\x80\x04\x95", 3) + u64(30) + "}\x94\x8c\x01k\x94\x8c\x0b" +
+                           "collections\x8c\x0bOrderedDict\x93)Rs.";
   EXPECT_TRUE(read_tensor_file(folder_.write("x.pth", forge_torch_file(four))).root.at("k").is_ordered_dict());
   EXPECT_EQ(load(std::string("\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\x00", 11)).root.big_int_text(),
             "18446744073709551615");
@@ -314,7 +344,8 @@ TEST_F(HostileFile, HarmlessObjectsAreRebuilt) {
   EXPECT_EQ(load(std::string("\x8a\x00", 2)).root.as_int(), 0);
 }
 
-// --- damage to a real file --------------------------------------------------------------------------------------------
+// --- damage to a real file
+// --------------------------------------------------------------------------------------------
 
 Value small_checkpoint() {
   Value model = Value::ordered_dict();

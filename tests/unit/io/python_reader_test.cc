@@ -40,7 +40,8 @@ Value odd_values() {
   for (const DType dtype : {DType::kFloat32, DType::kFloat64, DType::kFloat16, DType::kBFloat16, DType::kInt64,
                             DType::kInt32, DType::kInt16, DType::kInt8, DType::kUInt8, DType::kBool}) {
     std::vector<std::byte> raw(24 * dtype_size(dtype));
-    for (std::size_t i = 0; i < raw.size(); ++i) raw[i] = static_cast<std::byte>(dtype == DType::kBool ? i % 2 : i * 37);
+    for (std::size_t i = 0; i < raw.size(); ++i)
+      raw[i] = static_cast<std::byte>(dtype == DType::kBool ? i % 2 : i * 37);
     Tensor tensor = Tensor::copy_of(dtype, {2, 3, 4}, raw);
     tensors.set(dtype_name(dtype), tensor);
     tensor.shape = {4, 2};  // a view: [:, 1, :] transposed
@@ -49,7 +50,8 @@ Value odd_values() {
     tensors.set(std::string(dtype_name(dtype)) + " view", tensor);
   }
   tensors.set("scalar", Tensor::zeros(DType::kFloat32, {})).set("empty", Tensor::zeros(DType::kFloat32, {3, 0}));
-  for (int i = 0; i < 300; ++i) tensors.set("more" + std::to_string(i), Tensor::zeros(DType::kInt8, {1, 1, 1, i % 3, 1}));
+  for (int i = 0; i < 300; ++i)
+    tensors.set("more" + std::to_string(i), Tensor::zeros(DType::kInt8, {1, 1, 1, i % 3, 1}));
   return root.set("tensors", tensors);
 }
 
