@@ -212,7 +212,9 @@ TEST_P(RowsTest, GeluOfExtremeValues) {
   const double want[] = {0, 0, 60, 1e30f, 0}, want_grad[] = {0, 0, 1, 1, 0.5};
   for (int j = 0; j < 5; ++j) {
     EXPECT_NEAR(out.get(0, j), want[j], 1e-6 * std::abs(want[j])) << j;
-    if (std::abs(values[j]) < 1e20f) EXPECT_NEAR(grad.get(0, j), want_grad[j], 1e-6) << j;
+    if (std::abs(values[j]) < 1e20f) {
+      EXPECT_NEAR(grad.get(0, j), want_grad[j], 1e-6) << j;
+    }
   }
   EXPECT_TRUE(std::isnan(out.get(0, 5)));
 }
@@ -256,7 +258,9 @@ TEST_P(RowsTest, DoubleLayerNormOfListedRows) {
     }
   }
   for (std::int64_t r = 0; r < total; ++r) {
-    if (!listed[r]) EXPECT_EQ(dx[r * width], 0.f);
+    if (!listed[r]) {
+      EXPECT_EQ(dx[r * width], 0.f);
+    }
   }
   for (std::int64_t j = 0; j < width; ++j) {
     expect_close(dg1[j], want_g1[j], 3e-4, 3e-5, "gamma1");
