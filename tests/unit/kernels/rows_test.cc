@@ -211,7 +211,7 @@ TEST_P(RowsTest, GeluOfExtremeValues) {
   kernels->bias_gelu_backward({1, 6, u.view(), bias.data(), grad.view(), nullptr, false});
   const double want[] = {0, 0, 60, 1e30f, 0}, want_grad[] = {0, 0, 1, 1, 0.5};
   for (int j = 0; j < 5; ++j) {
-    EXPECT_NEAR(out.get(0, j), want[j], 1e-6 * std::abs(want[j])) << j;
+    EXPECT_NEAR(out.get(0, j), want[j], 1e-7 + 1e-6 * std::abs(want[j])) << j;
     if (std::abs(values[j]) < 1e20f) {
       EXPECT_NEAR(grad.get(0, j), want_grad[j], 1e-6) << j;
     }

@@ -1,6 +1,7 @@
 // The fused step against the modules in double: same losses, same gradients, same dropout masks.
 #include "train_gpt_v2/model/fused_gpt.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -66,6 +67,7 @@ struct Truth {
 
 // Losses and gradients by the modules in double.
 Truth module_truth(const ModelOptions& options, const Batch& batch, BatchLayout layout, const DropoutKey& key) {
+  at::set_num_threads(1);  // the matrices are tiny
   const auto model = filled_model(options, at::kDouble);
   ForwardOptions forward;
   forward.dropout = make_dropout(key, options.dropout);
