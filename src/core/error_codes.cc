@@ -53,8 +53,6 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "Text ids must be below model.number_text_tokens + 1 and codes below model.number_mel_codes."},
     {"DAT043", kBadData, "a sample is longer than the model's position tables",
      "Limits are model.max_text_tokens ids and model.max_mel_tokens + 1 codes; data.on_overlong says what happens beyond."},
-    {"DAT090", kBadData, "a listening sheet cannot be read",
-     "samples/step_N/notes.json must be {\"samples\": [{\"id\": ..., \"pronunciation\": 1 to 5, ...}]}. Correct the JSON or delete it."},
     // --- TOK: tokenizer
     {"TOK001", kBadData, "the tokenizer model is damaged or not a SentencePiece model",
      "The file is checked before SentencePiece reads it. Copy it again from where it was trained."},
