@@ -1,0 +1,32 @@
+#pragma once
+// A model to use rather than to train: configuration and weights for `eval`, `sample`, `export` and the like.
+
+#include <torch/types.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "train_gpt_v2/config/options.h"
+#include "train_gpt_v2/model/unified_voice.h"
+
+namespace train_gpt_v2 {
+
+struct ModelRequest {
+  std::string checkpoint;         // any file with weights
+  std::string config;             // "" where the checkpoint carries its own
+  std::vector<std::string> sets;  // --set
+  std::string weights;            // raw | ema | "": what best_model.pth records, else raw
+  at::Device device = at::kCPU;
+};
+
+struct ModelSource {
+  Options options;
+  std::unique_ptr<UnifiedVoice> model;  // in evaluation mode, on the device
+  std::string weights;                  // raw or ema, as used
+};
+
+// Throws CFG020 when no configuration is known, IO001 (66) when EMA weights are asked for and absent, CKP errors.
+ModelSource load_model(const ModelRequest& request);
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,91 @@
+#pragma once
+// Checkpoint files in a run directory: writing (in the background, one in flight), the latest.* and best names,
+// rotation, and finding what to resume from (interface.md §1, §3).
+//
+// A checkpoint is one file model_step{N}.pth in torch.save format, published whole or not at all. An old one is deleted
+// only when `keep` newer ones exist (so never what the run resumed from before that) and the newest has been read back
+// and verified; best files, pinned steps and files that are not ours by name are never touched.
+//
+// Threads: one owner; the writer thread is internal. A failed save is reported, training goes on; the third in a row
+// makes submit() throw.
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "train_gpt_v2/config/options.h"
+#include "train_gpt_v2/io/torch_file.h"
+
+namespace train_gpt_v2 {
+
+// A file to write: a step checkpoint (latest.* follow it) or a best file.
+struct SaveJob {
+  std::int64_t step = 0;
+  std::string file_name;     // within the run directory
+  bool is_step_checkpoint = true;
+  Value content;             // owns its memory: nothing in it changes while it is written
+};
+
+struct SaveResult {
+  std::int64_t step = 0;
+  std::string path;
+  std::uint64_t bytes = 0;
+  double seconds = 0;
+  std::string error;  // empty: done
+};
+
+class CheckpointStore {
+ public:
+  CheckpointStore(std::string directory, const CheckpointOptions& options);
+  ~CheckpointStore();  // waits for the save in flight
+  CheckpointStore(const CheckpointStore&) = delete;
+  CheckpointStore& operator=(const CheckpointStore&) = delete;
+
+  // Waits for an earlier save, then writes `job`: in the background unless options say otherwise or `wait` is set.
+  // Throws IO002 after three failures in a row, or at once when `wait` is set and the save failed.
+  void submit(SaveJob job, bool wait);
+  void wait();                    // until nothing is in flight
+  bool wait_for(double seconds);  // false: something still is
+  std::vector<SaveResult> take_results();
+
+  // Steps of the model_step*.pth files here, ascending.
+  std::vector<std::int64_t> steps_on_disk() const;
+  static std::string step_file_name(std::int64_t step);
+
+ private:
+  void run(SaveJob job);
+  void rotate(std::int64_t newest);
+  void worker();
+
+  std::string directory_;
+  CheckpointOptions options_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<SaveJob> queued_;
+  bool busy_ = false;
+  bool closing_ = false;
+  int failures_in_a_row_ = 0;
+  std::vector<SaveResult> results_;
+  std::thread thread_;
+};
+
+struct FoundCheckpoint {
+  std::string path;
+  LoadedFile file;
+  std::int64_t step = 0;
+};
+
+// The checkpoint with the highest step inside that verifies; damaged ones are named in the log and left alone; at equal
+// steps ours wins over the Python trainer's. Nothing when the folder holds none.
+std::optional<FoundCheckpoint> find_newest_checkpoint(const std::string& directory);
+
+// True when the folder holds any checkpoint by name.
+bool has_checkpoints(const std::string& directory);
+
+}  // namespace train_gpt_v2

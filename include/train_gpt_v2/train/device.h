@@ -1,0 +1,22 @@
+#pragma once
+// Choosing and setting up the device (interface.md §1 "Device auto").
+
+#include <torch/types.h>
+
+#include <string>
+
+#include "train_gpt_v2/config/options.h"
+
+namespace train_gpt_v2 {
+
+// "auto" (the GPU where one works, else the CPU), "cpu", "cuda", "cuda:N". Throws GPU001 for a driver too old for this
+// build, GPU002 for a GPU asked for and not there, ARG001 for anything else. Touches no GPU when "cpu".
+at::Device choose_device(const std::string& name);
+
+// "NVIDIA A100 80GB (79.2 GiB)", "CPU (AVX512, 2 threads)".
+std::string describe_device(at::Device device);
+
+// Threads, TF32 and determinism switches; call once before the first tensor work.
+void configure_compute(const TrainOptions& options, at::Device device);
+
+}  // namespace train_gpt_v2

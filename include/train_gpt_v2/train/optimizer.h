@@ -1,0 +1,53 @@
+#pragma once
+// AdamW over a ParameterSet through at::_fused_adamw_, with gradient norm, clipping and the state that goes into
+// checkpoints. Moments are fp32 on the device of their parameter.
+//
+// Order within a step: algorithms.md §7.2. One owner of the learning rate: it is passed in at every step.
+
+#include <optional>
+#include <vector>
+
+#include "train_gpt_v2/io/value.h"
+#include "train_gpt_v2/train/parameters.h"
+
+namespace train_gpt_v2 {
+
+struct ClipResult {
+  double norm = 0;               // L2 over all trainable tensors before clipping; summed in double
+  std::vector<double> by_group;  // the same per group
+  bool finite = true;
+  bool clipped = false;
+};
+
+class AdamW {
+ public:
+  AdamW(ParameterSet& parameters, const OptimizerOptions& options);
+
+  // Norm of the gradients times `grad_scale` (1 / loss scale); scales the gradients in place by it and by
+  // min(1, max_norm / (norm + 1e-6)). max_norm 0: no clipping. A non-finite norm leaves them as they are.
+  ClipResult unscale_and_clip(double grad_scale, double max_norm, bool per_group);
+  // One update with each group's rate times `factor`.
+  void step(double factor);
+  void zero_grad();
+
+  // {"state": {index: {step, exp_avg, exp_avg_sq}}, "param_groups": [...]} in the Python trainer's form: indices count
+  // ParameterSet::all_names; the rates written are those of the step that follows (`next_factor`). Tensors are shared,
+  // not copied.
+  Value save_state(double next_factor) const;
+  // Reads that form. `names[i]` is the parameter that index i stands for. Names and shapes are compared before any
+  // copy; a whole table's moments serve a view of its new rows. A tensor without saved moments is an error unless
+  // `missing_start_anew`. Throws CKP errors.
+  void load_state(const Value& state, const std::vector<std::string>& names, bool missing_start_anew);
+
+  std::size_t state_bytes() const;
+
+ private:
+  struct Moments {
+    torch::Tensor exp_avg, exp_avg_sq, step;  // step: float32 scalar, as in Python
+  };
+  ParameterSet& parameters_;
+  OptimizerOptions options_;
+  std::vector<Moments> moments_;
+};
+
+}  // namespace train_gpt_v2

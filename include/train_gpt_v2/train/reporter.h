@@ -1,0 +1,53 @@
+#pragma once
+// Everything a run tells the outside while it trains: metrics.jsonl, the log, the live line, TensorBoard.
+//
+// Reads the training state, never changes the mathematics; train_line() is the one place that empties the meters.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "train_gpt_v2/train/checkpoint_store.h"
+#include "train_gpt_v2/train/evaluator.h"
+#include "train_gpt_v2/train/metrics.h"
+#include "train_gpt_v2/train/optimizer.h"
+#include "train_gpt_v2/train/progress.h"
+#include "train_gpt_v2/train/tensorboard.h"
+#include "train_gpt_v2/train/train_state.h"
+
+namespace train_gpt_v2 {
+
+// Bytes in use at their highest: device memory on CUDA, resident memory of the process elsewhere.
+std::uint64_t peak_memory_bytes(at::Device device);
+
+class Reporter {
+ public:
+  // metrics.jsonl and the event file are cut behind `step`, where training goes on.
+  Reporter(const std::string& run_directory, const Options& options, const ParameterSet& parameters, at::Device device,
+           std::int64_t step, std::int64_t goal_step);
+  ~Reporter();
+
+  void remember_step(const ClipResult& clip, double factor);  // of the last optimiser step
+  void train_line(TrainState& state);                         // one line, then the sums start anew
+  void step_done(const TrainState& state);                    // live line
+  Progress& progress() { return progress_; }                  // for phases: validation, saving, sampling
+  void status(const TrainState& state);                       // SIGUSR2: one log line now
+  void validation(const TrainState& state, const EvaluatorOutput& output);
+  void best(std::int64_t step, const Improvement& improvement, const std::string& file);
+  void saved(const SaveResult& result);
+  void event(std::int64_t step, const std::string& name, OrderedJson details = OrderedJson::object());
+
+ private:
+  void scalar(const std::string& tag, std::int64_t step, double value);
+
+  const Options& options_;
+  const ParameterSet& parameters_;
+  at::Device device_;
+  MetricsLog metrics_;
+  std::unique_ptr<TensorBoardWriter> tensorboard_;
+  Progress progress_;
+  ClipResult last_clip_;
+  double last_factor_ = 0;
+};
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,34 @@
+#pragma once
+// One training run from configuration to exit status: builds what the loop needs, restores what a checkpoint holds,
+// says what is going to happen, trains.
+
+#include <torch/types.h>
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "train_gpt_v2/config/options.h"
+#include "train_gpt_v2/core/error.h"
+
+namespace train_gpt_v2 {
+
+struct SessionRequest {
+  Options options;
+  std::string run_directory;
+  std::string resume = "auto";  // auto | none | a path
+  std::set<std::string> allowed_changes;
+  std::optional<std::int64_t> max_steps;  // --max-steps: this process stops there
+  bool dry_run = false;                   // everything up to the first step
+  at::Device device = at::kCPU;
+  std::string build;
+};
+
+// Throws Errors; a run that ended as asked, or was stopped and saved, gives its status.
+ExitStatus run_training(const SessionRequest& request);
+
+// Where `--resume NAME` points: a bare file name is looked for in the working directory, then in the run directory.
+std::string find_resume_file(const std::string& name, const std::string& run_directory);
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,77 @@
+#pragma once
+// The training loop. It owns nothing: what it drives is built by the session and given by reference.
+//
+// One round: take a window of micro-batches, forward and backward each, norm and clip, update, average, count; then
+// whatever is due: a line of metrics, validation, a checkpoint. Signals are polled between micro-batches; a window that
+// is not finished leaves no trace, so a checkpoint always stands at a window's edge (algorithms.md §7.2, §9.3).
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "train_gpt_v2/data/loader.h"
+#include "train_gpt_v2/train/checkpoint_content.h"
+#include "train_gpt_v2/train/checkpoint_store.h"
+#include "train_gpt_v2/train/engine.h"
+#include "train_gpt_v2/train/evaluator.h"
+#include "train_gpt_v2/train/reporter.h"
+#include "train_gpt_v2/train/schedule.h"
+
+namespace train_gpt_v2 {
+
+struct TrainerParts {
+  CheckpointParts& core;  // model, parameters, optimiser, EMA, scaler, monitors, counters, options, facts
+  const LearningRateSchedule& schedule;
+  Engine& engine;
+  BatchLoader& loader;
+  const Evaluator* evaluator;  // null: no validation
+  CheckpointStore& store;
+  Reporter& reporter;
+  PythonExtras& extras;
+  std::string run_directory;
+  std::string build;
+  std::optional<std::int64_t> process_step_limit;  // --max-steps
+  std::int64_t goal_step;                          // INT64_MAX: the data's end decides
+};
+
+enum class StopReason { kGoal, kDataEnd, kEarlyStop, kProcessLimit, kTimeLimit, kSignal };
+
+struct TrainOutcome {
+  StopReason reason;
+  ExitStatus status;
+};
+
+class Trainer {
+ public:
+  explicit Trainer(TrainerParts parts);
+
+  // Trains until there is a reason to stop; saves, and writes DONE where the run's own goal is reached.
+  // Throws NUM001 when steps stay non-finite.
+  TrainOutcome run();
+
+ private:
+  struct Window {
+    std::vector<LoadedBatch> micro_batches;
+    std::int64_t text_tokens = 0, mel_tokens = 0;
+  };
+
+  std::optional<StopReason> reason_to_stop() const;
+  std::optional<Window> next_window();  // nothing: the data ended or a stop was asked
+  bool train_window(const Window& window);
+  void skip_step(const Window& window, double norm, double loss);
+  void do_what_is_due(bool last);
+  void validate();
+  void save(bool wait);
+  TrainOutcome finish(StopReason reason);
+
+  TrainerParts parts_;
+  TrainState& state_;
+  const Options& options_;
+  std::chrono::steady_clock::time_point started_, last_save_;
+  std::int64_t last_validated_step_ = -1, last_saved_step_ = -1;
+  std::int64_t bad_in_a_row_ = 0;
+  SnapshotMaker snapshots_;
+};
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,188 @@
+#include "train_gpt_v2/app/commands.h"
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+
+#include "train_gpt_v2/app/config_command.h"
+#include "train_gpt_v2/app/eval_command.h"
+#include "train_gpt_v2/app/version.h"
+#include "train_gpt_v2/config/loader.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/logging.h"
+#include "train_gpt_v2/core/signals.h"
+#include "train_gpt_v2/train/device.h"
+#include "train_gpt_v2/train/resume_rules.h"
+#include "train_gpt_v2/train/session.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+// Options that every command reading a configuration has (interface.md §1).
+struct Common {
+  std::string config;
+  std::vector<std::string> sets;
+  std::string device = "auto";
+  int verbose = 0;
+  bool quiet = false, no_colour = false, json = false;
+
+  void add_logging(CLI::App& command) {
+    command.add_flag("-v,--verbose", verbose, "more log");
+    command.add_flag("-q,--quiet", quiet, "warnings and errors only");
+    command.add_flag("--no-color", no_colour, "no colours");
+  }
+  void add_config(CLI::App& command, bool required) {
+    auto* option = command.add_option("--config", config, "configuration file (JSON with comments)");
+    if (required) option->required();
+    command.add_option("--set", sets, "section.key=VALUE over the file; repeatable")->allow_extra_args(false);
+  }
+  void add_device(CLI::App& command) {
+    command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  }
+  void add_json(CLI::App& command) { command.add_flag("--json", json, "one JSON document on stdout, nothing else"); }
+  void apply_logging() const {
+    configure_logging({quiet ? LogLevel::kWarning : verbose > 0 ? LogLevel::kDebug : LogLevel::kInfo, !no_colour});
+  }
+};
+
+void add_train(CLI::App& app, ExitStatus& status) {
+  struct Arguments : Common {
+    std::string resume = "auto", output_dir;
+    std::vector<std::string> allow;
+    std::optional<std::int64_t> max_steps;
+    bool dry_run = false;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("train", "train; the same command again continues");
+  arguments->add_config(*command, true);
+  command->add_option("--resume", arguments->resume, "auto, none, or a checkpoint file")->capture_default_str();
+  command->add_option("--output-dir", arguments->output_dir, "run directory (default runs/<config name>)");
+  command->add_option("--max-steps", arguments->max_steps, "this process stops at step N; the schedule is not changed")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--allow-change", arguments->allow,
+                      "let this differ from the checkpoint: batch, order, data, groups, precision, schedule, loss")
+      ->allow_extra_args(false);
+  command->add_flag("--dry-run", arguments->dry_run, "everything up to the first step, then stop");
+  arguments->add_device(*command);
+  arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 train --config amharic.json --set train.batch_size=32 --output-dir runs/am32\n"
+                  "Signals: INT, TERM, HUP save and stop; USR1 saves and goes on; USR2 prints a status line. A file named\n"
+                  "`save` or `stop` in the run directory does the same.");
+  command->callback([arguments, &status] {
+    arguments->apply_logging();
+    install_signal_handlers();
+    const LoadedConfig config = load_config(arguments->config, arguments->sets);
+    for (const std::string& warning : config.warnings) log_warning("config", warning);
+    SessionRequest request;
+    request.options = config.options;
+    request.run_directory =
+        absolute_path(arguments->output_dir.empty() ? "runs/" + config.name : arguments->output_dir);
+    request.resume = arguments->resume;
+    request.allowed_changes = parse_allowed_changes(arguments->allow);
+    request.max_steps = arguments->max_steps;
+    request.dry_run = arguments->dry_run;
+    request.device = choose_device(arguments->device);
+    request.build = build_id();
+    configure_compute(config.options.train, request.device);
+    status = run_training(request);
+  });
+}
+
+// Options of commands that use a checkpoint's weights.
+void add_model_options(CLI::App& command, Common& common, ModelRequest& request) {
+  command.add_option("--checkpoint", request.checkpoint, "checkpoint or weight file")->required();
+  command.add_option("--weights", request.weights, "raw or ema (default: what best_model.pth records, else raw)")
+      ->check(CLI::IsMember({"raw", "ema"}));
+  common.add_config(command, false);
+}
+
+void finish(const Common& common, ModelRequest& request) {
+  common.apply_logging();
+  request.config = common.config;
+  request.sets = common.sets;
+  request.device = choose_device(common.device);
+}
+
+void add_eval(CLI::App& app, ExitStatus&) {
+  struct Arguments : Common {
+    EvalRequest request;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("eval", "losses of a checkpoint on manifests");
+  add_model_options(*command, *arguments, arguments->request.model);
+  command->add_option("--manifest", arguments->request.manifests, "pair manifest (default: data.val_manifests); repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--order", arguments->request.order_file, "order file: losses per micro-batch");
+  command->add_flag("--per-sample", arguments->request.per_sample, "losses of every sample");
+  arguments->add_device(*command);
+  arguments->add_json(*command);
+  arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 eval --checkpoint runs/am/best_model.pth --manifest val_pairs.jsonl --json");
+  command->callback([arguments] {
+    finish(*arguments, arguments->request.model);
+    arguments->request.json = arguments->json;
+    for (std::string& manifest : arguments->request.manifests) manifest = absolute_path(manifest);
+    run_eval(arguments->request, std::cout);
+  });
+}
+
+void add_config_commands(CLI::App& app) {
+  CLI::App* config = app.add_subcommand("config", "look at, compare and make configurations");
+  config->require_subcommand(1);
+  auto common = std::make_shared<Common>();
+
+  auto view = std::make_shared<std::pair<bool, bool>>();
+  CLI::App* show = config->add_subcommand("show", "every setting");
+  common->add_config(*show, false);
+  common->add_json(*show);
+  show->add_flag("--provenance", view->first, "where each value comes from");
+  show->add_flag("--minimal", view->second, "only what differs from the defaults");
+  show->callback([common, view] {
+    const ConfigView which = view->first    ? ConfigView::kProvenance
+                             : view->second ? ConfigView::kMinimal
+                                            : ConfigView::kEffective;
+    run_config_show(common->config, common->sets, which, common->json, std::cout);
+  });
+
+  auto files = std::make_shared<std::pair<std::string, std::string>>();
+  CLI::App* diff = config->add_subcommand("diff", "differences between two configurations");
+  diff->add_option("A", files->first)->required();
+  diff->add_option("B", files->second)->required();
+  common->add_json(*diff);
+  diff->callback([common, files] { run_config_diff(files->first, files->second, common->json, std::cout); });
+
+  auto folder = std::make_shared<std::string>();
+  CLI::App* schema = config->add_subcommand("schema", "the JSON schema (completion in editors)");
+  schema->add_option("--output", *folder, "write schema.json and README.md into this folder");
+  schema->callback([folder] { run_config_schema(*folder, std::cout); });
+
+  auto yaml = std::make_shared<std::string>();
+  CLI::App* import = config->add_subcommand("import", "a config.yaml of the Python trainer as our JSON");
+  import->add_option("FILE", *yaml)->required();
+  import->callback([yaml] { run_config_import(*yaml, std::cout); });
+
+  auto shell = std::make_shared<std::string>();
+  CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
+  completion->add_option("SHELL", *shell)->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  completion->callback([shell, &app] {
+    std::vector<CommandWords> commands;
+    for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+      CommandWords words{command->get_name(), command->get_description(), {}};
+      for (const CLI::Option* option : command->get_options()) {
+        for (const std::string& name : option->get_lnames()) words.options.push_back("--" + name);
+      }
+      commands.push_back(std::move(words));
+    }
+    run_config_completion(*shell, commands, std::cout);
+  });
+}
+
+}  // namespace
+
+void add_commands(CLI::App& app, ExitStatus& status) {
+  add_train(app, status);
+  add_eval(app, status);
+  add_config_commands(app);
+}
+
+}  // namespace train_gpt_v2

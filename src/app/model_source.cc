@@ -1,0 +1,87 @@
+#include "train_gpt_v2/app/model_source.h"
+
+#include "train_gpt_v2/config/loader.h"
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/io/torch_file.h"
+#include "train_gpt_v2/model/initialise.h"
+#include "train_gpt_v2/model/tensor_bridge.h"
+#include "train_gpt_v2/model/weights.h"
+#include "train_gpt_v2/train/checkpoint_content.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+Options find_options(const ModelRequest& request, const Value& root) {
+  if (!request.config.empty()) return load_config(request.config, request.sets).options;
+  const std::string stored = stored_config(root);
+  if (stored.empty()) {
+    throw Error("CFG020", "this file carries no configuration")
+        .where(request.checkpoint)
+        .fix("add --config FILE with the model section it was trained with");
+  }
+  return load_config_json(stored, request.checkpoint, request.sets).options;
+}
+
+// raw or ema: as asked, else what best_model.pth records, else raw.
+std::string choose_weights(const ModelRequest& request, const Value& root) {
+  std::string weights = request.weights;
+  if (weights.empty()) {
+    const Value* recorded = root.find("weights");
+    weights = recorded && recorded->is_string() && recorded->as_string() == "ema" ? "ema" : "raw";
+  }
+  const Value* shadows = root.find("ema_state");
+  if (weights == "ema" && (!shadows || shadows->is_none())) {
+    throw Error("CKP014", "this checkpoint holds no EMA weights").where(request.checkpoint).fix("use --weights raw");
+  }
+  return weights;
+}
+
+// Copies the averages over the model's tensors; an average of new rows alone goes to the end of its table.
+void apply_ema(UnifiedVoice& model, const Value& shadows, const std::string& source) {
+  const torch::NoGradGuard no_grad;
+  for (const StateEntry& entry : model.state()) {
+    const Value* saved = shadows.find(entry.name);
+    if (!saved) continue;
+    const torch::Tensor average = tensor_to_torch(saved->as_tensor(entry.name));
+    torch::Tensor target = entry.tensor;
+    if (average.dim() == target.dim() && average.dim() > 0 && average.size(0) < target.size(0)) {
+      target = target.narrow(0, target.size(0) - average.size(0), average.size(0));
+    }
+    if (average.sizes() != target.sizes()) {
+      throw Error("CKP005", "the EMA state does not fit the model").where(source).at(entry.name);
+    }
+    target.copy_(average);
+  }
+}
+
+}  // namespace
+
+ModelSource load_model(const ModelRequest& request) {
+  const std::string path = absolute_path(request.checkpoint);
+  const LoadedFile file = read_tensor_file(path, /*verify=*/true);
+  ModelSource source;
+  source.options = find_options(request, file.root);
+  source.weights = choose_weights(request, file.root);
+  const torch::NoGradGuard no_grad;
+  source.model = std::make_unique<UnifiedVoice>(source.options.model);
+  initialise(*source.model, static_cast<std::uint64_t>(source.options.train.seed));
+  LoadOptions how;
+  how.source = path;
+  how.seed = static_cast<std::uint64_t>(source.options.train.seed);
+  how.complete = checkpoint_kind(file.root) != CheckpointKind::kWeights;
+  const LoadReport report = load_state(*source.model, file.root, how);
+  for (const std::string& name : report.missing) {
+    // A weight file may lack what precomputed conditioning replaces, as the reference only warns then.
+    if (UnifiedVoice::is_conditioner(name) && source.options.model.conditioning == "precomputed") continue;
+    throw Error("CKP005", "the file lacks a tensor of the model").where(path).detail(name);
+  }
+  if (source.weights == "ema") apply_ema(*source.model, file.root.at("ema_state"), path);
+  source.model->to(request.device);
+  source.model->eval();
+  for (torch::Tensor& parameter : source.model->parameters()) parameter.set_requires_grad(false);
+  return source;
+}
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,202 @@
+#include "train_gpt_v2/train/checkpoint_store.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/logging.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+constexpr int kFailuresAllowed = 3;
+
+std::optional<std::int64_t> step_of_name(const std::string& name) {
+  constexpr std::string_view kPrefix = "model_step", kSuffix = ".pth";
+  if (!starts_with(name, kPrefix) || !ends_with(name, kSuffix)) return std::nullopt;
+  const char* begin = name.data() + kPrefix.size();
+  const char* end = name.data() + name.size() - kSuffix.size();
+  std::int64_t step = 0;
+  const auto parsed = std::from_chars(begin, end, step);
+  if (begin == end || parsed.ptr != end || parsed.ec != std::errc{} || step < 0) return std::nullopt;
+  return step;
+}
+
+bool is_checkpoint_name(const std::string& name) {
+  return step_of_name(name) || name == "latest.pt" || name == "latest.pth";
+}
+
+bool same_file(const std::string& a, const std::string& b) {
+  struct stat x {}, y {};
+  return ::stat(a.c_str(), &x) == 0 && ::stat(b.c_str(), &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+std::int64_t step_inside(const Value& root) {
+  const Value* step = root.find("step");
+  if (!step || !step->is_int()) throw Error("CKP002", "not a training checkpoint: it has no step");
+  return step->as_int();
+}
+
+bool is_ours(const Value& root) { return root.find("train_gpt_v2") != nullptr; }
+
+}  // namespace
+
+CheckpointStore::CheckpointStore(std::string directory, const CheckpointOptions& options)
+    : directory_(std::move(directory)), options_(options) {
+  thread_ = std::thread([this] { worker(); });
+}
+
+CheckpointStore::~CheckpointStore() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+std::string CheckpointStore::step_file_name(std::int64_t step) { return concat("model_step", step, ".pth"); }
+
+void CheckpointStore::submit(SaveJob job, bool wait_for_it) {
+  wait_for_it |= !options_.background;
+  wait();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    queued_ = std::move(job);
+    changed_.notify_all();
+  }
+  if (wait_for_it) wait();
+  std::lock_guard<std::mutex> lock(mutex_);
+  const bool last_failed = !results_.empty() && !results_.back().error.empty();
+  if (failures_in_a_row_ >= kFailuresAllowed || (wait_for_it && last_failed)) {
+    throw Error("IO002", concat("the checkpoint could not be saved",
+                                failures_in_a_row_ >= kFailuresAllowed ? ", three times in a row" : ""))
+        .where(directory_)
+        .detail(results_.empty() ? "" : results_.back().error)
+        .fix("free space on that disk, then run the same command again; the checkpoints already there are intact");
+  }
+}
+
+void CheckpointStore::wait() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [this] { return !queued_ && !busy_; });
+}
+
+bool CheckpointStore::wait_for(double seconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return !queued_ && !busy_; });
+}
+
+std::vector<SaveResult> CheckpointStore::take_results() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(results_, {});
+}
+
+void CheckpointStore::worker() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return queued_ || closing_; });
+    if (!queued_) return;
+    SaveJob job = std::move(*queued_);
+    queued_.reset();
+    busy_ = true;
+    lock.unlock();
+    run(std::move(job));
+    lock.lock();
+    busy_ = false;
+    changed_.notify_all();
+  }
+}
+
+void CheckpointStore::run(SaveJob job) {
+  const auto begin = std::chrono::steady_clock::now();
+  SaveResult result;
+  result.step = job.step;
+  result.path = path_join(directory_, job.file_name);
+  try {
+    result.bytes = torch_file_size(job.content);
+    write_torch_file(result.path, job.content);
+    if (job.is_step_checkpoint) {
+      publish_link(result.path, path_join(directory_, "latest.pt"));
+      publish_link(result.path, path_join(directory_, "latest.pth"));
+      rotate(job.step);
+    }
+  } catch (const std::exception& failure) {
+    const auto* known = dynamic_cast<const Error*>(&failure);
+    result.error = known ? concat("error[", known->code(), "]: ", known->message()) : failure.what();
+    log_warning("checkpoint", "step ", job.step, " was not saved: ", result.error, ". Training goes on.");
+  }
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  std::lock_guard<std::mutex> lock(mutex_);
+  failures_in_a_row_ = result.error.empty() ? 0 : failures_in_a_row_ + 1;
+  results_.push_back(std::move(result));
+}
+
+std::vector<std::int64_t> CheckpointStore::steps_on_disk() const {
+  std::vector<std::int64_t> steps;
+  for (const std::string& name : list_directory(directory_)) {
+    if (const auto step = step_of_name(name)) steps.push_back(*step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+void CheckpointStore::rotate(std::int64_t newest) {
+  std::vector<std::int64_t> steps = steps_on_disk();
+  // Later steps are another branch of this run (a resume from an older file); they are not ours to judge or delete.
+  std::erase_if(steps, [newest](std::int64_t step) { return step > newest; });
+  const auto keep = static_cast<std::size_t>(options_.keep);
+  if (steps.size() <= keep) return;
+  read_tensor_file(path_join(directory_, step_file_name(newest)), /*verify=*/true);  // throws: then nothing is deleted
+  for (std::size_t i = 0; i + keep < steps.size(); ++i) {
+    const std::int64_t step = steps[i];
+    if (options_.keep_every && *options_.keep_every > 0 && step % *options_.keep_every == 0) continue;
+    if (std::find(options_.pin.begin(), options_.pin.end(), step) != options_.pin.end()) continue;
+    remove_file(path_join(directory_, step_file_name(step)));
+  }
+}
+
+std::optional<FoundCheckpoint> find_newest_checkpoint(const std::string& directory) {
+  if (!directory_exists(directory)) return std::nullopt;
+  struct Candidate {
+    std::string path;
+    std::int64_t step;
+    bool ours;
+  };
+  std::vector<Candidate> candidates;
+  for (const std::string& name : list_directory(directory)) {
+    if (!is_checkpoint_name(name)) continue;
+    const std::string path = path_join(directory, name);
+    const auto known = [&path](const Candidate& candidate) { return same_file(candidate.path, path); };
+    if (std::any_of(candidates.begin(), candidates.end(), known)) continue;
+    try {
+      const LoadedFile file = read_tensor_file(path, /*verify=*/false);
+      candidates.push_back({path, step_inside(file.root), is_ours(file.root)});
+    } catch (const Error& failure) {
+      log_warning("resume", "left alone, cannot be used: ", path, ": ", failure.message());
+    }
+  }
+  std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
+    return a.step != b.step ? a.step > b.step : a.ours && !b.ours;
+  });
+  for (const Candidate& candidate : candidates) {
+    try {
+      return FoundCheckpoint{candidate.path, read_tensor_file(candidate.path, /*verify=*/true), candidate.step};
+    } catch (const Error& failure) {
+      log_warning("resume", "damaged, left alone: ", candidate.path, ": ", failure.message(),
+                  "; falling back to the next older checkpoint");
+    }
+  }
+  return std::nullopt;
+}
+
+bool has_checkpoints(const std::string& directory) {
+  if (!directory_exists(directory)) return false;
+  const auto names = list_directory(directory);
+  return std::any_of(names.begin(), names.end(), is_checkpoint_name);
+}
+
+}  // namespace train_gpt_v2

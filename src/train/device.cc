@@ -1,0 +1,85 @@
+#include "train_gpt_v2/train/device.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+
+#include <cstdlib>
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/text.h"
+
+#ifdef TGV2_CUDA_API
+#include <ATen/cuda/CUDAContext.h>
+#include <cuda_runtime_api.h>
+#endif
+
+namespace train_gpt_v2 {
+namespace {
+
+// Number of usable GPUs; a driver that is there but too old is an error, none at all is zero.
+int gpu_count() {
+#ifdef TGV2_CUDA_API
+  int count = 0;
+  const cudaError_t result = cudaGetDeviceCount(&count);
+  if (result == cudaErrorInsufficientDriver) {
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0) {
+      throw Error("GPU001", "the GPU driver is too old for this build")
+          .detail(concat("driver supports CUDA ", driver / 1000, ".", driver % 1000 / 10, ", this build needs CUDA ",
+                         CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10))
+          .fix("update the driver, or run with --device cpu");
+    }
+    return 0;
+  }
+  return result == cudaSuccess ? count : 0;
+#else
+  return 0;
+#endif
+}
+
+}  // namespace
+
+at::Device choose_device(const std::string& name) {
+  if (name == "cpu") return at::kCPU;
+  const bool automatic = name.empty() || name == "auto";
+  int index = 0;
+  if (!automatic && name != "cuda") {
+    char* end = nullptr;
+    if (starts_with(name, "cuda:")) index = static_cast<int>(std::strtol(name.c_str() + 5, &end, 10));
+    if (!end || *end != '\0' || end == name.c_str() + 5 || index < 0) {
+      throw Error("ARG001", concat("--device does not know \"", name, "\"")).fix("use auto, cpu, cuda or cuda:N");
+    }
+  }
+  const int count = gpu_count();
+  if (automatic) return count > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  if (index >= count) {
+    throw Error("GPU002", concat("no such GPU: ", name)).detail(concat("usable GPUs here: ", count))
+        .fix("use --device auto or --device cpu; train_gpt_v2 --version tells whether this build has GPU support");
+  }
+  return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
+}
+
+std::string describe_device(at::Device device) {
+#ifdef TGV2_CUDA_API
+  if (device.is_cuda()) {
+    const cudaDeviceProp* properties = at::cuda::getDeviceProperties(device.index());
+    return concat(properties->name, " (", human_bytes(properties->totalGlobalMem), ")");
+  }
+#endif
+  (void)device;
+  return concat("CPU (", at::get_cpu_capability(), ", ", at::get_num_threads(), " threads)");
+}
+
+void configure_compute(const TrainOptions& options, at::Device device) {
+  if (options.num_threads) at::set_num_threads(static_cast<int>(*options.num_threads));
+  if (!device.is_cuda()) return;
+  if (options.deterministic) {
+    ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);  // read at the first use of cuBLAS
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+  }
+  at::globalContext().setFloat32MatmulPrecision(options.tf32 ? "high" : "highest");
+}
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,101 @@
+#include "train_gpt_v2/train/ema.h"
+
+#include <ATen/ops/_foreach_lerp.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/model/tensor_bridge.h"
+
+namespace train_gpt_v2 {
+
+Ema::Ema(ParameterSet& parameters, const EmaOptions& options) : parameters_(parameters), options_(options) {
+  torch::NoGradGuard no_grad;
+  for (const TrainableTensor& tensor : parameters_.tensors) {
+    const auto device = options_.device == "cpu" ? torch::Device(torch::kCPU) : tensor.value.device();
+    shadows_.push_back(tensor.value.detach().to(device, torch::kFloat32, false, /*copy=*/true).contiguous());
+  }
+}
+
+double Ema::decay_at(std::int64_t update) const {
+  double decay = options_.decay;
+  if (options_.warmup) {
+    // timm's curve, gamma 1, power 3/4; t counts optimiser steps, so update_every does not change the shape.
+    const double t = static_cast<double>(update * options_.update_every - 1);
+    decay = t <= 0 ? 0.0 : std::min(decay, 1.0 - std::pow(1.0 + t, -0.75));
+  }
+  return std::pow(decay, static_cast<double>(options_.update_every));
+}
+
+void Ema::update() {
+  TGV2_CHECK(!swapped_);
+  if (++steps_ % options_.update_every != 0) return;
+  torch::NoGradGuard no_grad;
+  const double weight = 1.0 - decay_at(++updates_);
+  std::vector<torch::Tensor> values;
+  for (std::size_t i = 0; i < shadows_.size(); ++i) {
+    values.push_back(parameters_.tensors[i].value.detach().to(shadows_[i].device(), torch::kFloat32));
+  }
+  at::_foreach_lerp_(shadows_, values, weight);
+}
+
+std::size_t Ema::device_bytes() const {
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < shadows_.size(); ++i) {
+    if (shadows_[i].device() == parameters_.tensors[i].value.device()) bytes += shadows_[i].nbytes();
+  }
+  return options_.device == "cpu" && !parameters_.tensors.empty() && !parameters_.tensors[0].value.is_cpu() ? 0 : bytes;
+}
+
+Value Ema::save_state() const {
+  TGV2_CHECK(!swapped_);
+  Value state = Value::ordered_dict();
+  for (std::size_t i = 0; i < shadows_.size(); ++i) {
+    state.set(parameters_.tensors[i].name, torch_to_tensor(shadows_[i]));
+  }
+  return state;
+}
+
+void Ema::load_state(const Value& shadows, std::int64_t updates, std::int64_t steps) {
+  TGV2_CHECK(!swapped_);
+  torch::NoGradGuard no_grad;
+  for (std::size_t pass = 0; pass < 2; ++pass) {  // first compare everything, then copy
+    for (std::size_t i = 0; i < shadows_.size(); ++i) {
+      const TrainableTensor& target = parameters_.tensors[i];
+      const Value* saved = shadows.find(target.name);
+      torch::Tensor source = saved ? tensor_to_torch(saved->as_tensor()) : target.value.detach();
+      // A whole table serves the view of its new rows.
+      if (saved && target.first_row > 0 && source.dim() == shadows_[i].dim() &&
+          source.size(0) == shadows_[i].size(0) + target.first_row) {
+        source = source.narrow(0, target.first_row, shadows_[i].size(0));
+      }
+      if (source.sizes() != shadows_[i].sizes()) {
+        throw Error("CKP005", "the EMA state does not fit the model").at(target.name);
+      }
+      if (pass == 1) shadows_[i].copy_(source);
+    }
+  }
+  updates_ = updates;
+  steps_ = steps;
+}
+
+void Ema::swap() {
+  torch::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < shadows_.size(); ++i) {
+    torch::Tensor& value = parameters_.tensors[i].value;
+    const torch::Tensor raw = value.detach().to(shadows_[i].device(), torch::kFloat32, false, /*copy=*/true);
+    value.detach().copy_(shadows_[i]);
+    shadows_[i].copy_(raw);
+  }
+  swapped_ = !swapped_;
+}
+
+Ema::ScopedSwap::ScopedSwap(Ema& ema) : ema_(ema) {
+  TGV2_CHECK(!ema_.swapped_);
+  ema_.swap();
+}
+
+Ema::ScopedSwap::~ScopedSwap() { ema_.swap(); }
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,115 @@
+#include <ATen/Context.h>
+#include <ATen/ops/stack.h>
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/model/autocast.h"
+#include "train_gpt_v2/model/inputs.h"
+#include "train_gpt_v2/train/engine.h"
+
+#ifdef TGV2_CUDA_API
+#include <ATen/cuda/CUDAContext.h>
+#endif
+
+namespace train_gpt_v2 {
+namespace {
+
+class ModulesEngine final : public Engine {
+ public:
+  ModulesEngine(UnifiedVoice& model, const Options& options, at::ScalarType compute)
+      : model_(model),
+        model_options_(options.model),
+        layout_(parse_layout(options.train.layout)),
+        checkpoint_every_(options.train.activation_checkpointing),
+        compute_(compute) {}
+
+  std::string name() const override { return "modules"; }
+
+  LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) override {
+    model_.train();
+    const ModelInputs inputs = assemble_inputs(batch, model_options_, layout_, model_.device(), model_.dtype());
+    ForwardOptions how;
+    how.dropout = make_dropout(key, model_options_.dropout);
+    how.checkpoint_every = checkpoint_every_;
+    ForwardResult result;
+    {
+      const AutocastScope autocast(model_.device().type(), compute_);
+      result = model_.forward(inputs, how);
+    }
+    (result.text_loss_sum * text_scale + result.mel_loss_sum * mel_scale).backward();
+    return sums(result, inputs, batch);
+  }
+
+  LossSums evaluate(const Batch& batch, bool per_sample) override {
+    const torch::NoGradGuard no_grad;
+    model_.eval();
+    const ModelInputs inputs = assemble_inputs(batch, model_options_, layout_, model_.device(), model_.dtype());
+    ForwardOptions how;
+    how.detailed = true;
+    const AutocastScope autocast(model_.device().type(), compute_);
+    const ForwardResult result = model_.forward(inputs, how);
+    LossSums out = sums(result, inputs, batch);
+    if (per_sample) {
+      const torch::Tensor rows = at::stack({result.text_loss_by_sample, result.mel_loss_by_sample,
+                                            result.mel_top1_by_sample})
+                                     .to(at::kCPU, at::kDouble);
+      const auto values = rows.accessor<double, 2>();
+      for (std::int64_t i = 0; i < batch.count(); ++i) {
+        out.samples.push_back({values[0][i], values[1][i], static_cast<std::int64_t>(values[2][i])});
+      }
+    }
+    return out;
+  }
+
+ private:
+  LossSums sums(const ForwardResult& result, const ModelInputs& inputs, const Batch& batch) const {
+    LossSums out;
+    const auto number = [](const at::Tensor& t) {
+      return t.defined() ? t.detach().to(at::kDouble) : torch::zeros({}, at::kDouble);
+    };
+    const at::Tensor top1 = number(result.mel_top1_count);
+    const at::Tensor top5 = result.mel_top5_count.defined() ? number(result.mel_top5_count) : torch::zeros_like(top1);
+    out.values = at::stack({number(result.text_loss_sum), number(result.mel_loss_sum), top1, top5});
+    out.text_tokens = result.text_tokens;
+    out.mel_tokens = result.mel_tokens;
+    out.positions = real_positions(batch, model_options_);
+    out.padded_positions = inputs.rows();
+    return out;
+  }
+
+  UnifiedVoice& model_;
+  ModelOptions model_options_;
+  BatchLayout layout_;
+  std::int64_t checkpoint_every_;
+  at::ScalarType compute_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_modules_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute) {
+  return std::make_unique<ModulesEngine>(model, options, compute);
+}
+
+std::int64_t real_positions(const Batch& batch, const ModelOptions& options) {
+  // Per sample: prefix, start and stop of the text, start of the mel part (its stop input predicts nothing).
+  const auto ids = static_cast<std::int64_t>(batch.text.size() + batch.codes.size());
+  return ids + batch.count() * (options.prefix_length() + 3);
+}
+
+at::ScalarType resolve_precision(const std::string& precision, at::Device device) {
+  if (precision == "fp32") return at::kFloat;
+  if (precision == "bf16") return at::kBFloat16;
+  if (precision == "fp16") return at::kHalf;
+  TGV2_CHECK(precision == "auto");
+#ifdef TGV2_CUDA_API
+  if (device.is_cuda()) {
+    return at::cuda::getDeviceProperties(device.index())->major >= 8 ? at::kBFloat16 : at::kHalf;
+  }
+#endif
+  return device.is_cuda() ? at::kBFloat16 : at::kFloat;
+}
+
+std::string precision_name(at::ScalarType type) {
+  return type == at::kBFloat16 ? "bf16" : type == at::kHalf ? "fp16" : "fp32";
+}
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,113 @@
+#include "train_gpt_v2/train/metrics.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/logging.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+constexpr std::uint64_t kMaxMetricsBytes = std::uint64_t{4} << 30;
+
+// The lines of `content` whose step is at most `last_step`; a line that is torn or no JSON ends the file.
+std::string kept_lines(const std::string& content, std::int64_t last_step) {
+  std::string kept;
+  std::size_t begin = 0;
+  while (begin < content.size()) {
+    const std::size_t end = content.find('\n', begin);
+    if (end == std::string::npos) break;
+    const std::string line = content.substr(begin, end - begin);
+    const auto parsed = nlohmann::json::parse(line, nullptr, false);
+    if (parsed.is_object() && parsed.value("step", std::int64_t{0}) <= last_step) kept += line + "\n";
+    begin = end + 1;
+  }
+  return kept;
+}
+
+double unix_time() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+MetricsLog::MetricsLog(const std::string& path, std::int64_t last_step) : path_(path) { cut(last_step); }
+
+MetricsLog::~MetricsLog() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void MetricsLog::open() {
+  fd_ = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+  if (fd_ < 0 && !reported_) {
+    log_warning("metrics", "cannot write ", path_, ": ", std::strerror(errno), "; training goes on without it");
+    reported_ = true;
+  }
+}
+
+void MetricsLog::cut(std::int64_t last_step) {
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = -1;
+  if (file_exists(path_)) {
+    const std::string content = read_file(path_, kMaxMetricsBytes);
+    const std::string kept = kept_lines(content, last_step);
+    if (kept.size() != content.size()) write_file_atomically(path_, kept);
+  }
+  open();
+}
+
+void MetricsLog::write(const OrderedJson& line) {
+  OrderedJson full = OrderedJson::object();
+  full["v"] = 1;
+  for (const auto& [key, value] : line.items()) full[key] = value;
+  full["time"] = unix_time();
+  const std::string text = full.dump() + "\n";
+  if (fd_ < 0) open();
+  if (fd_ < 0) return;
+  if (::write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size()) && !reported_) {
+    log_warning("metrics", "cannot write ", path_, ": ", std::strerror(errno), "; training goes on without it");
+    reported_ = true;
+  }
+}
+
+void MetricsLog::event(std::int64_t step, const std::string& name, OrderedJson details) {
+  OrderedJson line = {{"type", "event"}, {"step", step}, {"event", name}};
+  for (const auto& [key, value] : details.items()) line[key] = value;
+  write(line);
+}
+
+nlohmann::json TrainMeters::save_state() const {
+  return {{"loss_sum", loss_sum},
+          {"text_loss_sum", text_loss_sum},
+          {"mel_loss_sum", mel_loss_sum},
+          {"mel_top1_count", mel_top1_count},
+          {"text_tokens", text_tokens},
+          {"mel_tokens", mel_tokens},
+          {"positions", positions},
+          {"padded_positions", padded_positions},
+          {"steps", steps},
+          {"clipped", clipped},
+          {"skipped", skipped}};
+}
+
+void TrainMeters::load_state(const nlohmann::json& state) {
+  *this = TrainMeters{};
+  loss_sum = state.value("loss_sum", 0.0);
+  text_loss_sum = state.value("text_loss_sum", 0.0);
+  mel_loss_sum = state.value("mel_loss_sum", 0.0);
+  mel_top1_count = state.value("mel_top1_count", 0.0);
+  text_tokens = state.value("text_tokens", std::int64_t{0});
+  mel_tokens = state.value("mel_tokens", std::int64_t{0});
+  positions = state.value("positions", std::int64_t{0});
+  padded_positions = state.value("padded_positions", std::int64_t{0});
+  steps = state.value("steps", std::int64_t{0});
+  clipped = state.value("clipped", std::int64_t{0});
+  skipped = state.value("skipped", std::int64_t{0});
+}
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,214 @@
+#include "train_gpt_v2/train/optimizer.h"
+
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/stack.h>
+
+#include <cmath>
+#include <unordered_map>
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/model/tensor_bridge.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+// Sum of squares of one gradient as a double on its device. On the CPU torch's own fp32 norm loses 1.5e-5 at tens of
+// millions of elements (cpu_fast_path.md §2), so chunks are summed in fp32 and the chunks in double.
+torch::Tensor sum_of_squares(const torch::Tensor& grad) {
+  constexpr std::int64_t kChunk = 4096;
+  const torch::Tensor flat = grad.reshape({-1});
+  const std::int64_t whole = flat.numel() / kChunk * kChunk;
+  torch::Tensor total = torch::zeros({}, flat.options().dtype(torch::kFloat64));
+  if (whole > 0) {
+    const torch::Tensor norms = at::linalg_vector_norm(flat.narrow(0, 0, whole).view({-1, kChunk}), 2, 1);
+    total = total + norms.to(torch::kFloat64).square().sum();
+  }
+  if (whole < flat.numel()) {
+    const torch::Tensor norm = at::linalg_vector_norm(flat.narrow(0, whole, flat.numel() - whole), 2);
+    total = total + norm.to(torch::kFloat64).square();
+  }
+  return total;
+}
+
+// The saved tensor for this parameter, cut to the rows of a view when a whole table was saved; checked, not copied.
+torch::Tensor fitting(const Value& one, const char* key, const TrainableTensor& target) {
+  const Value* saved = one.find(key);
+  if (!saved) throw Error("CKP004", concat("optimizer state without ", key)).at(target.name);
+  torch::Tensor source = tensor_to_torch(saved->as_tensor());
+  if (target.first_row > 0 && source.dim() == target.value.dim() &&
+      source.size(0) == target.value.size(0) + target.first_row) {
+    source = source.narrow(0, target.first_row, target.value.size(0));
+  }
+  if (source.sizes() != target.value.sizes()) {
+    throw Error("CKP004", "the optimizer state does not fit the model")
+        .at(target.name)
+        .detail(concat("checkpoint ", key, " ", shape_text(source.sizes()), ", model ", shape_text(target.value.sizes())))
+        .fix("resume with the model and the parameter groups the checkpoint was written with");
+  }
+  return source;
+}
+
+}  // namespace
+
+AdamW::AdamW(ParameterSet& parameters, const OptimizerOptions& options) : parameters_(parameters), options_(options) {
+  for (const TrainableTensor& tensor : parameters_.tensors) {
+    const auto like = torch::TensorOptions().dtype(torch::kFloat32).device(tensor.value.device());
+    moments_.push_back({torch::zeros(tensor.value.sizes(), like), torch::zeros(tensor.value.sizes(), like),
+                        torch::zeros({}, like)});
+  }
+}
+
+ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_group) {
+  torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> squares;
+  for (const TrainableTensor& tensor : parameters_.tensors) squares.push_back(sum_of_squares(tensor.grad));
+  ClipResult result;
+  result.by_group.assign(parameters_.groups.size(), 0.0);
+  if (squares.empty()) return result;
+  const torch::Tensor on_host = at::stack(squares).cpu();  // the one synchronisation of a step
+  const double* square = on_host.const_data_ptr<double>();
+  double total = 0;
+  for (std::size_t i = 0; i < parameters_.tensors.size(); ++i) {
+    total += square[i];
+    result.by_group[static_cast<std::size_t>(parameters_.tensors[i].group)] += square[i];
+  }
+  result.norm = std::sqrt(total) * grad_scale;
+  for (double& group : result.by_group) group = std::sqrt(group) * grad_scale;
+  result.finite = std::isfinite(result.norm);
+  if (!result.finite) return result;
+  for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {
+    const double norm = per_group ? result.by_group[g] : result.norm;
+    const double clip = max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;
+    result.clipped |= clip < 1.0;
+    if (clip * grad_scale == 1.0) continue;
+    std::vector<torch::Tensor> grads;
+    for (const int member : parameters_.groups[g].members) {
+      grads.push_back(parameters_.tensors[static_cast<std::size_t>(member)].grad);
+    }
+    at::_foreach_mul_(grads, clip * grad_scale);
+  }
+  return result;
+}
+
+void AdamW::step(double factor) {
+  torch::NoGradGuard no_grad;
+  for (const ParameterGroup& group : parameters_.groups) {
+    std::vector<torch::Tensor> values, grads, exp_avgs, exp_avg_sqs, steps;
+    for (const int member : group.members) {
+      const auto i = static_cast<std::size_t>(member);
+      values.push_back(parameters_.tensors[i].value.detach());
+      grads.push_back(parameters_.tensors[i].grad);
+      exp_avgs.push_back(moments_[i].exp_avg);
+      exp_avg_sqs.push_back(moments_[i].exp_avg_sq);
+      moments_[i].step += 1;
+      steps.push_back(moments_[i].step);
+    }
+    if (values.empty()) continue;
+    at::_fused_adamw_(values, grads, exp_avgs, exp_avg_sqs, {}, steps, group.learning_rate * factor, options_.beta1,
+                      options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false);
+  }
+}
+
+void AdamW::zero_grad() {
+  torch::NoGradGuard no_grad;
+  for (TrainableTensor& tensor : parameters_.tensors) {
+    // The whole buffer, so that rows outside a view do not grow without end.
+    (tensor.grad.is_view() ? tensor.grad._base() : tensor.grad).zero_();
+  }
+}
+
+Value AdamW::save_state(double next_factor) const {
+  std::unordered_map<std::string, std::int64_t> index;
+  for (std::size_t i = 0; i < parameters_.all_names.size(); ++i) {
+    index[parameters_.all_names[i]] = static_cast<std::int64_t>(i);
+  }
+  const bool by_name = parameters_.has_row_views();
+  Value state = Value::dict();
+  for (std::size_t i = 0; i < moments_.size(); ++i) {
+    Value one = Value::dict();
+    one.set("step", torch_to_tensor(moments_[i].step));
+    one.set("exp_avg", torch_to_tensor(moments_[i].exp_avg));
+    one.set("exp_avg_sq", torch_to_tensor(moments_[i].exp_avg_sq));
+    const std::string& name = parameters_.tensors[i].name;
+    state.set(by_name ? Value(name) : Value(index.at(name)), std::move(one));
+  }
+  Value groups = Value::list();
+  const bool single = parameters_.groups.size() == 1;
+  for (const ParameterGroup& group : parameters_.groups) {
+    Value one = Value::dict();
+    one.set("lr", group.learning_rate * next_factor);
+    one.set("betas", Value::tuple({options_.beta1, options_.beta2}));
+    one.set("eps", options_.eps);
+    one.set("weight_decay", group.weight_decay);
+    for (const char* off : {"amsgrad", "maximize"}) one.set(off, false);
+    one.set("foreach", Value());
+    for (const char* off : {"capturable", "differentiable"}) one.set(off, false);
+    one.set("fused", Value());
+    one.set("decoupled_weight_decay", true);
+    one.set("initial_lr", group.learning_rate);
+    Value members = Value::list();
+    if (single) {
+      // As the Python trainer: its one group lists every parameter, trained or not.
+      for (std::size_t i = 0; i < parameters_.all_names.size(); ++i) members.push_back(i);
+    } else {
+      one.set("name", group.name);
+      for (const int member : group.members) {
+        members.push_back(index.at(parameters_.tensors[static_cast<std::size_t>(member)].name));
+      }
+    }
+    one.set("params", std::move(members));
+    groups.push_back(std::move(one));
+  }
+  Value result = Value::dict();
+  result.set("state", std::move(state));
+  result.set("param_groups", std::move(groups));
+  return result;
+}
+
+void AdamW::load_state(const Value& state, const std::vector<std::string>& names,
+                       bool missing_start_anew) {
+  std::unordered_map<std::string, const Value*> saved;
+  for (const auto& [key, value] : state.at("state").entries("optimizer.state")) {
+    if (key.is_string()) {  // split text rows and adapters are stored by name
+      saved[key.as_string()] = &value;
+      continue;
+    }
+    const std::int64_t index = key.as_int("optimizer.state key");
+    if (index < 0 || index >= static_cast<std::int64_t>(names.size())) {
+      throw Error("CKP004", concat("the optimizer state counts parameter ", index, ", the model has ", names.size()));
+    }
+    saved[names[static_cast<std::size_t>(index)]] = &value;
+  }
+  torch::NoGradGuard no_grad;
+  for (int pass = 0; pass < 2; ++pass) {  // first compare everything, then copy
+    for (std::size_t i = 0; i < moments_.size(); ++i) {
+      const TrainableTensor& target = parameters_.tensors[i];
+      const auto found = saved.find(target.name);
+      if (found == saved.end()) {
+        if (missing_start_anew) continue;
+        throw Error("CKP004", "the optimizer state lacks a tensor that trains now")
+            .at(target.name)
+            .fix("--allow-change groups starts its moments anew");
+      }
+      const torch::Tensor exp_avg = fitting(*found->second, "exp_avg", target);
+      const torch::Tensor exp_avg_sq = fitting(*found->second, "exp_avg_sq", target);
+      const torch::Tensor step = tensor_to_torch(found->second->at("step").as_tensor());
+      if (step.numel() != 1) throw Error("CKP004", "the optimizer's step is no single number").at(target.name);
+      if (pass == 0) continue;
+      moments_[i].exp_avg.copy_(exp_avg);
+      moments_[i].exp_avg_sq.copy_(exp_avg_sq);
+      moments_[i].step.copy_(step.reshape({}));
+    }
+  }
+}
+
+std::size_t AdamW::state_bytes() const {
+  std::size_t bytes = 0;
+  for (const Moments& moments : moments_) bytes += moments.exp_avg.nbytes() + moments.exp_avg_sq.nbytes();
+  return bytes;
+}
+
+}  // namespace train_gpt_v2

@@ -1,0 +1,378 @@
+#include "train_gpt_v2/train/session.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "train_gpt_v2/config/loader.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/hash.h"
+#include "train_gpt_v2/core/logging.h"
+#include "train_gpt_v2/model/initialise.h"
+#include "train_gpt_v2/model/weights.h"
+#include "train_gpt_v2/train/device.h"
+#include "train_gpt_v2/train/trainer.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+// Everything a run is made of, in order of construction; later members use earlier ones.
+class Session {
+ public:
+  explicit Session(const SessionRequest& request)
+      : request_(request), options_(request.options), directory_(request.run_directory) {}
+
+  ExitStatus run();
+
+ private:
+  void find_checkpoint();
+  void open_data();
+  void plan_steps();
+  void build_model();
+  void load_base_weights();
+  void build_training();
+  void restore();
+  std::unique_ptr<BatchSequence> make_sequence();
+  bool already_done();
+  void banner() const;
+
+  const SessionRequest& request_;
+  Options options_;
+  std::string directory_;
+  std::optional<FoundCheckpoint> checkpoint_;
+  CheckpointKind kind_ = CheckpointKind::kWeights;
+
+  std::shared_ptr<const Tokenizer> tokenizer_;
+  std::unique_ptr<Dataset> train_, validation_;
+  std::unique_ptr<Sampler> sampler_;
+  std::optional<OrderFile> order_;
+  std::int64_t batches_per_epoch_ = 0, goal_step_ = INT64_MAX;
+  RunFacts facts_;
+  at::ScalarType compute_ = at::kFloat;
+
+  std::unique_ptr<UnifiedVoice> model_;
+  ParameterSet parameters_;
+  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<Ema> ema_;
+  std::unique_ptr<GradScaler> scaler_;
+  std::unique_ptr<Monitors> monitors_;
+  std::unique_ptr<LearningRateSchedule> schedule_;
+  std::unique_ptr<Engine> engine_;
+  TrainState state_;
+};
+
+// --- what to continue from --------------------------------------------------------------------------------------------
+
+void Session::find_checkpoint() {
+  if (request_.resume == "none") {
+    if (has_checkpoints(directory_)) {
+      throw Error("CKP011", "the run directory already holds checkpoints")
+          .where(directory_)
+          .fix("continue with --resume auto, or start anew in another --output-dir");
+    }
+    return;
+  }
+  if (request_.resume == "auto") {
+    checkpoint_ = find_newest_checkpoint(directory_);
+    if (!checkpoint_ && has_checkpoints(directory_)) {
+      throw Error("CKP012", "no checkpoint in the run directory can be used").where(directory_)
+          .fix("see the warnings above; restore one from a copy, or start anew in another --output-dir");
+    }
+  } else {
+    const std::string path = find_resume_file(request_.resume, directory_);
+    FoundCheckpoint found{path, read_tensor_file(path, /*verify=*/true), 0};
+    checkpoint_ = std::move(found);
+  }
+  if (!checkpoint_) return;
+  kind_ = checkpoint_kind(checkpoint_->file.root);
+  if (kind_ == CheckpointKind::kWeights) {
+    throw Error("CKP002", "this file holds weights, not a training state")
+        .where(checkpoint_->path)
+        .fix("start from it with --set init.from=" + checkpoint_->path);
+  }
+  checkpoint_->step = checkpoint_->file.root.at("step").as_int("step");
+  log_info("resume", "continuing from ", checkpoint_->path, ", step ", checkpoint_->step,
+           kind_ == CheckpointKind::kPython ? " (written by the Python trainer)" : "");
+}
+
+bool Session::already_done() {
+  const std::string path = path_join(directory_, "DONE");
+  if (!file_exists(path)) return false;
+  const auto done = nlohmann::json::parse(read_file(path, 1 << 16), nullptr, false);
+  const std::int64_t goal = done.is_object() ? done.value("goal", std::int64_t{0}) : 0;
+  if (goal_step_ > goal) {
+    log_info("train", "DONE says the run ended at step ", goal, "; the goal is now ",
+             goal_step_ < INT64_MAX ? concat("step ", goal_step_) : "further on", ", so it goes on");
+    remove_file(path);
+    return false;
+  }
+  log_info("train", "nothing to do: ", path, " says that this run reached its goal");
+  return true;
+}
+
+// --- data -------------------------------------------------------------------------------------------------------------
+
+void Session::open_data() {
+  const DataOptions& data = options_.data;
+  if (!data.tokenizer.empty()) {
+    tokenizer_ = std::make_shared<const Tokenizer>(data.tokenizer);
+    check_vocabulary(*tokenizer_, options_.model);
+    facts_.tokenizer_sha256 = tokenizer_->sha256();
+  }
+  if (data.train_manifests.empty()) {
+    throw Error("CFG014", "data.train_manifests is empty: there is nothing to train on")
+        .fix("name at least one pair manifest, e.g. \"train_manifests\": [\"train_pairs.jsonl::am\"]");
+  }
+  train_ = std::make_unique<Dataset>(data.train_manifests, data.replay, data, options_.model, tokenizer_);
+  if (options_.validation.interval > 0 && !data.val_manifests.empty()) {
+    validation_ = std::make_unique<Dataset>(data.val_manifests, std::vector<ReplayOptions>{}, data, options_.model, tokenizer_);
+  }
+  facts_.data_fingerprint = train_->fingerprint();
+  if (!data.order_file.empty()) {
+    order_ = read_order_file(data.order_file, *train_);
+    facts_.order_fingerprint = order_->hash;
+  } else {
+    sampler_ = std::make_unique<Sampler>(*train_, PlanSettings::from(options_));
+  }
+}
+
+// Steps of the schedule and of the run (interface.md §2: optimizer.total_steps, train.max_steps, train.epochs).
+void Session::plan_steps() {
+  const TrainOptions& train = options_.train;
+  std::optional<std::int64_t> by_data;
+  if (order_) {
+    batches_per_epoch_ = static_cast<std::int64_t>(order_->plan.size());
+    by_data = batches_per_epoch_ / train.grad_accumulation;
+  } else {
+    batches_per_epoch_ = static_cast<std::int64_t>(sampler_->plan(0).size());
+    if (train.epochs) by_data = *train.epochs * batches_per_epoch_ / train.grad_accumulation;
+  }
+  // An order file ends by itself; counting its lines again after a resume from elsewhere would end too early.
+  if (!order_ && by_data) goal_step_ = *by_data;
+  if (train.max_steps) goal_step_ = std::min(goal_step_, *train.max_steps);
+  facts_.total_steps = options_.optimizer.total_steps.value_or(train.max_steps.value_or(by_data.value_or(0)));
+  if (facts_.total_steps <= 0 && options_.optimizer.schedule != "constant") {
+    throw Error("CFG015", "the length of the schedule is not known: no optimizer.total_steps, train.max_steps or train.epochs")
+        .fix("set optimizer.total_steps, or optimizer.schedule \"constant\"");
+  }
+  if (options_.optimizer.warmup_steps > facts_.total_steps && facts_.total_steps > 0) {
+    log_warning("config", "optimizer.warmup_steps (", options_.optimizer.warmup_steps,
+                ") is longer than the whole schedule (", facts_.total_steps, " steps): the full learning rate is never reached");
+  }
+  facts_.effective_batch = train.batch_size * train.grad_accumulation;
+}
+
+std::unique_ptr<BatchSequence> Session::make_sequence() {
+  if (order_) return std::make_unique<ListSequence>(order_->plan, state_.cursor.batch);
+  return std::make_unique<EpochSequence>(*sampler_, state_.cursor);
+}
+
+// --- model ------------------------------------------------------------------------------------------------------------
+
+void Session::build_model() {
+  torch::NoGradGuard no_grad;
+  model_ = std::make_unique<UnifiedVoice>(options_.model);
+  initialise(*model_, static_cast<std::uint64_t>(options_.train.seed));
+  if (!checkpoint_ && !options_.init.from.empty()) {
+    load_base_weights();
+  }
+  model_->to(request_.device);
+}
+
+void Session::load_base_weights() {
+  const std::string& path = options_.init.from;
+  const LoadedFile file = read_tensor_file(path, /*verify=*/true);
+  LoadOptions how;
+  how.source = path;
+  how.new_rows = parse_new_rows(options_.init.new_rows);
+  how.seed = static_cast<std::uint64_t>(options_.train.seed);
+  const Value* table = find_model_dict(file.root, path).find("text_embedding.weight");
+  if (tokenizer_ && table) {
+    const auto& shape = table->as_tensor("text_embedding.weight").shape;
+    const std::int64_t base_pieces = shape.empty() ? 0 : shape[0] - 1;  // the last row is spare
+    std::unique_ptr<Tokenizer> base;
+    if (!options_.data.base_tokenizer.empty()) base = std::make_unique<Tokenizer>(options_.data.base_tokenizer);
+    how.vocabulary = make_vocabulary(*tokenizer_, base.get(), base_pieces);
+    log_load_report(load_state(*model_, file.root, how), how);
+    return;
+  }
+  log_load_report(load_state(*model_, file.root, how), how);
+}
+
+void Session::build_training() {
+  if (kind_ == CheckpointKind::kPython && !options_.trainable.text_rows &&
+      options_.model.text_rows() > options_.trainable.base_text_rows) {
+    throw Error("CFG016", "choose trainable.text_rows to continue this run of the Python trainer")
+        .detail(concat("the model has ", options_.model.text_rows(), " text rows; the Python trainer masked the gradient of the first ",
+                       options_.trainable.base_text_rows))
+        .fix("\"python_mask\" goes on as before, \"all\" trains every row, \"new_only\" keeps the base rows bit-identical");
+  }
+  if (kind_ == CheckpointKind::kOurs && options_.train.precision == "auto") {
+    options_.train.precision = stored_facts(checkpoint_->file.root).precision;
+  }
+  compute_ = resolve_precision(options_.train.precision, request_.device);
+  facts_.precision = precision_name(compute_);
+  facts_.threads = at::get_num_threads();
+  facts_.device = request_.device.is_cuda() ? describe_device(request_.device) : "cpu";
+  facts_.cpu_capability = at::get_cpu_capability();
+  parameters_ = build_parameter_set(*model_, options_, facts_.effective_batch);
+  optimizer_ = std::make_unique<AdamW>(parameters_, options_.optimizer);
+  if (compute_ == at::kHalf) scaler_ = std::make_unique<GradScaler>();
+  if (options_.ema.enabled) ema_ = std::make_unique<Ema>(parameters_, options_.ema);
+  monitors_ = std::make_unique<Monitors>(options_.checkpoint, options_.early_stopping);
+  schedule_ = std::make_unique<LearningRateSchedule>(options_.optimizer, facts_.total_steps);
+  engine_ = make_modules_engine(*model_, options_, compute_);
+}
+
+void Session::restore() {
+  if (!checkpoint_) return;
+  const Value& root = checkpoint_->file.root;
+  CheckpointParts parts{*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, state_, options_, facts_};
+  if (kind_ == CheckpointKind::kPython) {
+    restore_python_state(root, parts);
+    log_info("resume", "the Python trainer's order of samples is not in its checkpoint: epoch ", state_.epoch,
+             " goes on in our own order from batch ", state_.cursor.batch, " and may repeat or miss samples");
+    if (order_) state_.cursor = BatchCursor{};
+    return;
+  }
+  const RunFacts saved = stored_facts(root);
+  const ResumeDecision decision =
+      compare_for_resume(stored_config(root), saved, options_, facts_, request_.allowed_changes);
+  for (const std::string& note : decision.notes) log_info("resume", note);
+  restore_training_state(root, parts, decision.groups_changed);
+  if (order_) {
+    // The same file goes on behind the lines consumed; another one starts at its first line.
+    if (saved.order_fingerprint != facts_.order_fingerprint) state_.cursor = BatchCursor{};
+    return;
+  }
+  if (decision.data_changed || !saved.order_fingerprint.empty()) {
+    state_.cursor = BatchCursor{state_.cursor.epoch + 1, 0, state_.cursor.consumed};
+    log_info("resume", "the data changed: epoch ", state_.cursor.epoch, " begins");
+    return;
+  }
+  if (decision.order_changed) {
+    const LoadedConfig before = load_config_json(stored_config(root), checkpoint_->path);
+    state_.cursor = sampler_->carry_over(state_.cursor, PlanSettings::from(before.options));
+    log_info("resume", "the order changed: the epoch's samples that were not consumed follow in the new order");
+  }
+}
+
+// --- what is going to happen ------------------------------------------------------------------------------------------
+
+void Session::banner() const {
+  std::int64_t all = 0;
+  for (const auto& parameter : model_->parameters()) all += parameter.numel();
+  const auto count = [](std::int64_t n) { return human_count(static_cast<std::uint64_t>(n)); };
+  log_info("run", "device      ", describe_device(request_.device), ", ", facts_.precision, ", engine ", engine_->name());
+  log_info("run", "parameters  ", count(all), ", trainable ", count(parameters_.trainable_count()));
+  log_info("run", "groups\n", describe_groups(parameters_));
+  log_info("run", "samples     ", count(static_cast<std::int64_t>(train_->epoch_size())), " of ", train_->records(), " records",
+           validation_ ? concat(", validation ", validation_->epoch_size()) : ", no validation");
+  for (const DropReason& reason : train_->dropped()) {
+    log_info("run", "left out    ", reason.count, ": ", reason.reason, reason.examples.empty() ? "" : ", first " + reason.examples[0]);
+  }
+  log_info("run", "batch       ", options_.train.batch_size, " x ", options_.train.grad_accumulation, " = ",
+           facts_.effective_batch, " samples per step, layout ", options_.train.layout);
+  if (sampler_) {
+    const PlanStatistics plan = plan_statistics(*train_, sampler_->plan(state_.cursor.epoch));
+    log_info("run", "sampler     ", options_.sampler.mode, ": padding in a padded layout ", fixed(100 * plan.padding_share, 1),
+             " % (random batches ", fixed(100 * plan.random_padding_share, 1), " %), speakers per batch ",
+             fixed(plan.speakers_per_batch, 1), " (random ", fixed(plan.random_speakers_per_batch, 1),
+             "), length correlation of neighbours ", fixed(plan.length_correlation, 2));
+  }
+  log_info("run", "steps       ", batches_per_epoch_ / options_.train.grad_accumulation, " per epoch, ",
+           goal_step_ < INT64_MAX ? concat(goal_step_, " in all") : "until the data ends", ", schedule over ",
+           facts_.total_steps, "; starting at step ", state_.step);
+  std::uint64_t size = 0;
+  for (const StateEntry& entry : model_->state()) size += entry.tensor.nbytes();
+  size += optimizer_->state_bytes();
+  if (ema_) size += static_cast<std::uint64_t>(parameters_.trainable_count()) * 4;
+  const std::uint64_t room = free_space(directory_) / std::max<std::uint64_t>(size, 1);
+  log_info("run", "files       ", directory_, ", a checkpoint takes ", human_bytes(size), ", room for ", room);
+  if (room < 2) {
+    throw Error("IO002", "there is no room for two checkpoints")
+        .where(directory_)
+        .detail(concat("one takes ", human_bytes(size), ", free are ", human_bytes(free_space(directory_))))
+        .fix("free space, or choose another --output-dir");
+  }
+  if (ema_) {
+    log_info("run", "EMA         ", human_bytes(ema_->device_bytes()), " more on the device; a checkpoint grows by ",
+             human_bytes(static_cast<std::uint64_t>(parameters_.trainable_count()) * 4), " (",
+             fixed(100.0 * 4.0 * static_cast<double>(parameters_.trainable_count()) /
+                       static_cast<double>(size - static_cast<std::uint64_t>(parameters_.trainable_count()) * 4), 0), " %)");
+    if (options_.ema.decay >= 1 - 1e-9 || 10.0 / (1 - options_.ema.decay) > static_cast<double>(facts_.total_steps)) {
+      log_warning("ema", "decay ", options_.ema.decay, " averages over about ", fixed(1 / (1 - options_.ema.decay), 0),
+                  " steps; a run of ", facts_.total_steps, " steps is short for it (0.999 fits better)");
+    }
+  }
+}
+
+ExitStatus Session::run() {
+  make_directories(directory_);
+  const RunLock lock(directory_);
+  add_log_file(path_join(directory_, "log.txt"));
+  log_info("run", "train_gpt_v2 ", request_.build);
+  open_data();
+  plan_steps();
+  if (request_.resume == "auto" && already_done()) return ExitStatus::kOk;
+  find_checkpoint();
+  build_model();
+  build_training();
+  restore();
+  engine_->parameters_changed();
+  write_file_atomically(path_join(directory_, "config.effective.json"), effective_json(options_));
+  banner();
+  if (request_.dry_run) return ExitStatus::kOk;
+
+  std::unique_ptr<Evaluator> evaluator;
+  if (validation_) evaluator = std::make_unique<Evaluator>(*validation_, train_.get(), options_);
+  BatchLoader loader(*train_, make_sequence(), {options_.data.num_workers, options_.data.prefetch_batches, 0, 1}, state_.cursor);
+  CheckpointStore store(directory_, options_.checkpoint);
+  Reporter reporter(directory_, options_, parameters_, request_.device, state_.step, goal_step_);
+  PythonExtras extras;
+  const auto describe = [](const Dataset& dataset) {
+    std::vector<PythonExtras::Manifest> manifests;
+    for (std::size_t i = 0; i < dataset.index().manifests(); ++i) {
+      PythonExtras::Manifest manifest{dataset.index().manifest_path(i), 0, {}};
+      for (const PairEntry& entry : dataset.index().entries()) manifest.count += entry.manifest() == i;
+      if (!dataset.index().manifest_language(i).empty()) manifest.languages.push_back(dataset.index().manifest_language(i));
+      manifests.push_back(std::move(manifest));
+    }
+    return manifests;
+  };
+  extras.train = describe(*train_);
+  if (validation_) extras.validation = describe(*validation_);
+  CheckpointParts parts{*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, state_, options_, facts_};
+  reporter.event(state_.step, checkpoint_ ? "resume" : "start",
+                 {{"from", checkpoint_ ? checkpoint_->path : options_.init.from}, {"build", request_.build}});
+  checkpoint_.reset();  // unmaps the file
+  Trainer trainer({parts, *schedule_, *engine_, loader, evaluator.get(), store, reporter, extras, directory_, request_.build,
+                   request_.max_steps, goal_step_});
+  const TrainOutcome outcome = trainer.run();
+  log_info("run", "stopped at step ", state_.step, "; continue with the same command; newest checkpoint: ",
+           path_join(directory_, "latest.pt"));
+  return outcome.status;
+}
+
+}  // namespace
+
+std::string find_resume_file(const std::string& name, const std::string& run_directory) {
+  const bool bare = name.find('/') == std::string::npos;
+  const std::string here = absolute_path(name), there = path_join(run_directory, name);
+  if (!bare || !file_exists(there)) return here;
+  if (!file_exists(here)) return there;
+  if (sha256_of_file(here) != sha256_of_file(there)) {
+    throw Error("CKP013", concat("\"", name, "\" exists in the working directory and in the run directory, and they differ"))
+        .detail(here)
+        .detail(there)
+        .fix("name the one you mean with its folder");
+  }
+  return there;
+}
+
+ExitStatus run_training(const SessionRequest& request) { return Session(request).run(); }
+
+}  // namespace train_gpt_v2

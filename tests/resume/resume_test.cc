@@ -1,0 +1,193 @@
+// A run that is stopped and continued ends with exactly the bytes of one that was not (interface.md §3 "Resume").
+#include <cmath>
+
+#include "support/fixture_run.h"
+#include "train_gpt_v2/core/random.h"
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/io/torch_file.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+using testing::fixture_options;
+using testing::metrics_of;
+using testing::TemporaryFolder;
+using testing::train_here;
+
+// A small run in our own order: 10 steps, accumulation 2, packed, dropout on, several epochs.
+Options small_run(const std::vector<std::string>& sets = {}) {
+  std::vector<std::string> all = {"train.layout=packed",      "train.loss_normalization=window_tokens",
+                                  "train.max_steps=10",       "optimizer.total_steps=null",
+                                  "optimizer.schedule=cosine", "model.dropout=0.1",
+                                  "validation.interval=4",     "checkpoint.interval=100",
+                                  "train.batch_size=4",        "train.log_interval=3"};
+  all.insert(all.end(), sets.begin(), sets.end());
+  return fixture_options(all);
+}
+
+// Everything a checkpoint holds but clocks and the configuration (run lengths of the process differ by nothing else).
+void expect_same_checkpoint(const std::string& a, const std::string& b) {
+  const LoadedFile first = read_tensor_file(a), second = read_tensor_file(b);
+  for (const char* key : {"model", "optimizer", "scheduler", "scaler", "epoch", "step", "batch_idx", "last_losses",
+                          "best_val_mel_loss", "early_stopping_reference", "patience_counter"}) {
+    EXPECT_TRUE(identical(first.root.at(key), second.root.at(key))) << key;
+  }
+  for (const char* key : {"ema_state", "ema_updates"}) {
+    ASSERT_EQ(first.root.contains(key), second.root.contains(key));
+    if (first.root.contains(key)) {
+      EXPECT_TRUE(identical(first.root.at(key), second.root.at(key))) << key;
+    }
+  }
+  auto state = [](const LoadedFile& file) {
+    auto json = nlohmann::json::parse(file.root.at("train_gpt_v2").at("state").as_string());
+    json.erase("train_seconds");
+    return json;
+  };
+  EXPECT_EQ(state(first), state(second));
+}
+
+// Metrics lines without what a clock says.
+std::vector<nlohmann::json> timeless(const std::string& directory) {
+  std::vector<nlohmann::json> lines;
+  for (const char* type : {"train", "validation"}) {
+    for (auto line : metrics_of(directory, type)) {
+      for (const char* key : {"time", "tokens_per_second", "data_wait_share", "step_seconds", "peak_memory_bytes", "seconds"}) line.erase(key);
+      lines.push_back(std::move(line));
+    }
+  }
+  return lines;
+}
+
+void expect_resumes(const Options& options, const std::vector<std::int64_t>& stops, const Options* later = nullptr) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(train_here(options, folder.file("whole")), ExitStatus::kOk);
+  for (const std::int64_t stop : stops) {
+    ASSERT_EQ(train_here(options, folder.file("parts"), "auto", stop), ExitStatus::kOk);
+    EXPECT_FALSE(file_exists(folder.file("parts/DONE")));
+  }
+  ASSERT_EQ(train_here(later ? *later : options, folder.file("parts")), ExitStatus::kOk);
+  EXPECT_TRUE(file_exists(folder.file("parts/DONE")));
+  expect_same_checkpoint(folder.file("whole/latest.pt"), folder.file("parts/latest.pt"));
+  EXPECT_EQ(timeless(folder.file("whole")), timeless(folder.file("parts")));
+}
+
+TEST(Resume, TenStepsAreFourAndSix) { expect_resumes(small_run(), {4}); }
+
+TEST(Resume, AtEveryStep) { expect_resumes(small_run(), {1, 2, 3, 4, 5, 6, 7, 8, 9}); }
+
+TEST(Resume, WithEmaAndEarlyStoppingState) {
+  expect_resumes(small_run({"ema.enabled=true", "ema.update_every=2", "early_stopping.enabled=true", "early_stopping.patience=50"}), {3, 5});
+}
+
+TEST(Resume, WithGroupsLayerDecayAndNewRowsOnly) {
+  expect_resumes(small_run({"optimizer.layer_lr_decay=0.9", "trainable.text_rows=new_only", "trainable.base_text_rows=160",
+                            R"(optimizer.groups=[{"name":"heads","match":["mel_head"],"learning_rate":1e-4,"weight_decay":0}])"}),
+                 {5});
+}
+
+TEST(Resume, InPaddedLayoutWithBucketsAndMicroBatchMeans) {
+  expect_resumes(small_run({"train.layout=padded", "sampler.mode=buckets", "train.loss_normalization=micro_batch"}), {4});
+}
+
+TEST(Resume, WhateverTheWorkerCount) {
+  const Options later = small_run({"data.num_workers=0", "data.prefetch_batches=1"});
+  expect_resumes(small_run({"data.num_workers=3"}), {5}, &later);
+}
+
+TEST(Resume, RandomSettingsAndStops) {
+  RandomStream random(20260, 1);
+  const auto coin = [&random] { return random.below(2) == 1; };
+  for (int round = 0; round < 6; ++round) {
+    std::vector<std::string> sets = {"sampler.mode=" + std::string(coin() ? "mega_batch" : "shuffle"),
+                                     "train.grad_accumulation=" + std::to_string(1 + random.below(3)),
+                                     "train.max_steps=" + std::to_string(6 + random.below(4)),
+                                     "data.num_workers=" + std::to_string(random.below(3)),
+                                     std::string("ema.enabled=") + (coin() ? "true" : "false"),
+                                     "validation.interval=" + std::to_string(2 + random.below(3)),
+                                     "train.seed=" + std::to_string(random.below(1000)),
+                                     std::string("train.grad_clip=") + (coin() ? "0" : "0.5")};
+    SCOPED_TRACE(join(sets, " "));
+    expect_resumes(small_run(sets), {static_cast<std::int64_t>(1 + random.below(5))});
+  }
+}
+
+TEST(Resume, OldCheckpointsWithoutEmaLoad) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(train_here(small_run(), folder.file("run"), "auto", 4), ExitStatus::kOk);
+  ASSERT_EQ(train_here(small_run({"ema.enabled=true"}), folder.file("run")), ExitStatus::kOk);
+  EXPECT_TRUE(read_tensor_file(folder.file("run/latest.pt")).root.contains("ema_state"));
+}
+
+TEST(Resume, RefusesWhatWouldChangeTheMathematics) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(train_here(small_run(), folder.file("run"), "auto", 2), ExitStatus::kOk);
+  const std::vector<std::pair<std::string, std::string>> changes = {
+      {"train.batch_size=6", "batch"},          {"train.seed=7", "order"},
+      {"sampler.mode=shuffle", "order"},        {"optimizer.learning_rate=1e-3", "schedule"},
+      {"optimizer.warmup_steps=1", "schedule"}, {"train.mel_loss_weight=0.5", "loss"},
+      {"train.layout=padded", "loss"},          {"optimizer.weight_decay=0.1", "groups"},
+      {"train.precision=bf16", "precision"},    {"model.dropout=0", "loss"}};
+  for (const auto& [change, name] : changes) {
+    try {
+      train_here(small_run({change}), folder.file("run"));
+      FAIL() << change << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), "CKP010") << error.report();
+      EXPECT_NE(error.report().find("--allow-change " + name), std::string::npos) << change << "\n" << error.report();
+    }
+  }
+  EXPECT_EQ(train_here(small_run({"train.seed=7"}), folder.file("run"), "auto", 3, {"order"}), ExitStatus::kOk);
+  EXPECT_EQ(train_here(small_run({"train.seed=7", "train.grad_clip=0.1", "checkpoint.keep=5"}), folder.file("run"), "auto", 4), ExitStatus::kOk);
+}
+
+TEST(Resume, NoneIsRefusedWhereCheckpointsAre) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(train_here(small_run(), folder.file("run"), "none", 1), ExitStatus::kOk);
+  EXPECT_THROW(train_here(small_run(), folder.file("run"), "none"), Error);
+}
+
+TEST(Resume, FallsBackFromADamagedCheckpoint) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(train_here(small_run({"checkpoint.interval=2"}), folder.file("run"), "auto", 6), ExitStatus::kOk);
+  const std::string newest = folder.file("run/model_step6.pth");
+  std::string bytes = read_file(newest, 64 << 20);
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  write_file_atomically(newest, bytes);
+  ASSERT_EQ(train_here(small_run({"checkpoint.interval=2"}), folder.file("run")), ExitStatus::kOk);
+  const auto events = metrics_of(folder.file("run"), "event");
+  const auto resumed = std::find_if(events.begin(), events.end(), [](const auto& event) { return event.at("event") == "resume"; });
+  ASSERT_NE(resumed, events.end());
+  EXPECT_NE(resumed->at("from").template get<std::string>().find("latest.p"), std::string::npos);  // still a good copy
+  const TemporaryFolder clean;
+  ASSERT_EQ(train_here(small_run({"checkpoint.interval=2"}), clean.file("run")), ExitStatus::kOk);
+  expect_same_checkpoint(folder.file("run/latest.pt"), clean.file("run/latest.pt"));
+}
+
+TEST(Rotation, KeepsTheLastThreeEveryNthAndPinned) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(train_here(small_run({"checkpoint.interval=1", "checkpoint.keep_every=4", "checkpoint.pin=[3]"}), folder.file("run")), ExitStatus::kOk);
+  std::vector<std::string> kept;
+  for (const std::string& name : list_directory(folder.file("run"))) {
+    if (starts_with(name, "model_step")) kept.push_back(name);
+  }
+  EXPECT_EQ(kept, (std::vector<std::string>{"model_step10.pth", "model_step3.pth", "model_step4.pth", "model_step8.pth", "model_step9.pth"}));
+  EXPECT_TRUE(file_exists(folder.file("run/best_model.pth")));
+}
+
+TEST(NewRowsOnly, BaseRowsStayBitIdentical) {
+  const TemporaryFolder folder;
+  const Options options = small_run({"trainable.text_rows=new_only", "trainable.base_text_rows=160", "optimizer.weight_decay=0.5"});
+  ASSERT_EQ(train_here(options, folder.file("run")), ExitStatus::kOk);
+  const LoadedFile before = read_tensor_file(testing::data_path("fixtures/model/gpt.pth"));
+  const LoadedFile after = read_tensor_file(folder.file("run/latest.pt"));
+  for (const char* key : {"text_embedding.weight", "text_head.weight", "text_head.bias"}) {
+    const auto a = to_float_vector(before.root.at(key).as_tensor());
+    const auto b = to_float_vector(after.root.at("model").at(key).as_tensor());
+    const std::size_t width = a.size() / 361;
+    EXPECT_TRUE(std::equal(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(160 * width), b.begin())) << key;
+    EXPECT_FALSE(std::equal(a.begin() + static_cast<std::ptrdiff_t>(160 * width), a.end(), b.begin() + static_cast<std::ptrdiff_t>(160 * width))) << key;
+  }
+}
+
+}  // namespace
+}  // namespace train_gpt_v2
