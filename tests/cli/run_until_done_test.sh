@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# scripts/run_until_done.sh against a fake trainer that ends as a list of words says.
+# shellcheck source=tests/support/cli.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../support/cli.sh"
+script=$root/scripts/run_until_done.sh
+
+# The n-th start obeys the n-th word of $work/plan: a status, "save:STATUS" (a newer checkpoint first), "kill:SIGNAL",
+# "done" (writes DONE, status 0), "hang" (until a signal comes: then saves and ends with 143 or 130).
+cat >"$work/trainer" <<'TRAINER'
+#!/usr/bin/env bash
+here=$(dirname "$0")
+run=$here/run
+mkdir -p "$run"
+starts=$(($(cat "$here/starts" 2>/dev/null || echo 0) + 1))
+echo "$starts" >"$here/starts"
+word=$(sed -n "${starts}p" "$here/plan")
+save() { touch "$run/model_step$((starts * 10)).pth"; }
+case "$word" in
+  done) touch "$run/DONE"; exit 0 ;;
+  save:*) save; exit "${word#save:}" ;;
+  kill:*) kill -s "${word#kill:}" $$; sleep 5 ;;
+  hang)
+    trap 'save; exit 143' TERM
+    trap 'save; exit 130' INT
+    touch "$here/hanging"
+    while :; do sleep 0.1; done ;;
+  *) exit "$word" ;;
+esac
+TRAINER
+chmod +x "$work/trainer"
+
+plan() { rm -rf "$work/run" "$work/starts" "$work/hanging"; printf '%s\n' "$@" >"$work/plan"; }
+starts() { cat "$work/starts"; }
+runs() { status_of "$script" --first-wait 0 "$@" -- "$work/trainer" --output-dir "$work/run"; }
+
+plan 75 83 129 143 kill:KILL kill:SEGV kill:ABRT "done"
+runs --tries 10
+check "ends well at DONE ($status)" test "$status" = 0
+check "started eight times ($(starts))" test "$(starts)" = 8
+check "says that it is done" says "done: $work/run/DONE"
+
+for fatal in 64 65 66 70 73 74 78 80 82 130 1; do
+  plan "$fatal" "done"
+  runs
+  check "status $fatal is passed on ($status)" test "$status" = "$fatal"
+  check "status $fatal is not retried" test "$(starts)" = 1
+done
+
+plan 0 "done"
+runs
+check "a good end without DONE ends it too" test "$status" = 0
+check "and is said" says "without a DONE mark"
+check "it is not started again" test "$(starts)" = 1
+
+plan 75 75 75 75 75 "done"
+runs --tries 3
+check "gives up with the last status ($status)" test "$status" = 75
+check "after three tries ($(starts))" test "$(starts)" = 3
+
+plan 75 75 save:75 75 75 save:143 75 75 "done"
+runs --tries 3
+check "progress sets the count back ($status)" test "$status" = 0
+check "nine starts ($(starts))" test "$(starts)" = 9
+
+plan 75 75 75 "done"
+begin=$(date +%s%N)
+status_of "$script" --first-wait 1 --longest-wait 1 -- "$work/trainer" --output-dir "$work/run"
+took=$((($(date +%s%N) - begin) / 1000000))
+check "the waits are kept and bounded (3 s, was $took ms)" test "$took" -ge 3000
+check "done ($status)" test "$status" = 0
+check "waits double" bash -c "! grep -q 'in 2 s' '$work/err'"
+plan 75 75 save:75 "done"
+status_of timeout 30 "$script" --first-wait 1 -- "$work/trainer" --output-dir "$work/run"
+check "1 s, 2 s, and 1 s again after progress: $(grep -o 'in [0-9]* s' "$work/err" | tr '\n' ' ')" \
+  test "$(grep -o 'in [0-9]* s' "$work/err" | tr '\n' ' ')" = "in 1 s in 2 s in 1 s "
+
+# Signals to the script reach the trainer, which saves; then it is not started again.
+for pair in TERM:143 INT:130; do
+  plan hang "done"
+  # An asynchronous command has SIGINT ignored, and bash cannot take that back: start it as a job of its own.
+  set -m
+  "$script" --first-wait 0 -- "$work/trainer" --output-dir "$work/run" >"$work/out" 2>"$work/err" &
+  pid=$!
+  set +m
+  for _ in $(seq 100); do [ -e "$work/hanging" ] && break; sleep 0.1; done
+  kill -s "${pair%:*}" "$pid"
+  status=0
+  wait "$pid" || status=$?
+  check "SIG${pair%:*} gives ${pair#*:} ($status)" test "$status" = "${pair#*:}"
+  check "the trainer saved" test -e "$work/run/model_step10.pth"
+  check "no second start" test "$(starts)" = 1
+done
+
+# A signal during the wait ends it at once.
+plan 75 "done"
+"$script" --first-wait 60 -- "$work/trainer" --output-dir "$work/run" >"$work/out" 2>"$work/err" &
+pid=$!
+for _ in $(seq 100); do grep -q "starting again" "$work/err" && break; sleep 0.1; done
+sleep 0.2
+kill -s TERM "$pid"
+status=0
+wait "$pid" || status=$?
+check "SIGTERM while waiting ($status)" test "$status" = 143
+check "not started again" test "$(starts)" = 1
+
+# The run directory follows from the config's name, relative to the working directory.
+plan "done"
+mkdir -p "$work/cwd/runs/amharic"
+touch "$work/cwd/runs/amharic/DONE"
+(cd "$work/cwd" && "$script" -- "$work/trainer" --config ../amharic.json) >"$work/out" 2>"$work/err"
+check "runs/NAME of --config NAME.json" says "done: runs/amharic/DONE"
+
+plan "done"
+status_of env TRAIN_GPT_V2="$work/trainer" "$script" -- train_gpt_v2 --output-dir="$work/run"
+check "train_gpt_v2 stands for the program" says "done: $work/run/DONE"
+
+fails_with 64 "no command" "$script"
+fails_with 64 "no command behind --" "$script" --
+fails_with 64 "unknown option" "$script" --often -- true
+fails_with 64 "no number" "$script" --tries x -- true
+fails_with 64 "no tries" "$script" --tries 0 -- true
+fails_with 64 "no value" "$script" --run-dir
+fails_with 64 "no run directory" "$script" -- "$work/trainer"
+fails_with 64 "program not there" env TRAIN_GPT_V2=/nowhere PATH=/usr/bin:/bin "$script" -- train_gpt_v2 --config x.json
+fails_with 0 "--help" "$script" --help
+check "the help speaks of the statuses" says "75 (temporary)"
+finish
