@@ -81,6 +81,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"CKP003", kBadData, "a checkpoint lacks a value, or it has another type",
      "The value's place is printed with what was expected and found. The file is whole but of another kind, or was "
      "written by a program that stores this value differently."},
+    {"CKP004", kBadData, "a file without any tensor",
+     "It could be read, but holds no weights: an empty dict, or only numbers and texts."},
     {"CKP020", kConfig, "weights of a file do not fit the configured model",
      "The first tensors that differ are listed with both shapes. The model section must describe the file's model; only "
      "the number of text rows may differ when training starts from a base model."},
