@@ -137,15 +137,19 @@ BatchLayout parse_layout(std::string_view name) {
   return name == "packed" ? BatchLayout::kPacked : BatchLayout::kPadded;
 }
 
+void check_batch(const Batch& batch, const ModelOptions& options) {
+  TGV2_CHECK(batch.count() > 0);
+  for (std::int64_t i = 0; i < batch.count(); ++i) check_sample(batch, i, options);
+}
+
 ModelInputs assemble_inputs(const Batch& batch, const ModelOptions& options, BatchLayout layout, at::Device device,
                             at::ScalarType dtype) {
+  check_batch(batch, options);
   ModelInputs inputs;
   inputs.layout = layout;
   inputs.count = batch.count();
-  TGV2_CHECK(inputs.count > 0);
   std::int64_t longest_text = 0, longest_codes = 0;
   for (std::int64_t i = 0; i < inputs.count; ++i) {
-    check_sample(batch, i, options);
     longest_text = std::max(longest_text, batch.text_length(i));
     longest_codes = std::max(longest_codes, batch.code_length(i));
   }

@@ -54,6 +54,9 @@ struct ModelInputs {
   std::int64_t rows() const { return gather.numel(); }
 };
 
+// Throws DAT042/DAT043 for an id or a length that the model's tables cannot hold.
+void check_batch(const Batch& batch, const ModelOptions& options);
+
 // Tensors land on `device`; floating ones in `dtype` (the model's parameter type).
 ModelInputs assemble_inputs(const Batch& batch, const ModelOptions& options, BatchLayout layout, at::Device device,
                             at::ScalarType dtype = at::kFloat);

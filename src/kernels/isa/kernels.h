@@ -23,6 +23,14 @@ namespace {
 #endif
 
 #include "vector_loops.h"
+#include "math.h"
+#include "rows.h"
+#include "loss.h"
+#include "gemm.h"
+#include "mini_gemm.h"
+#include "attention_head.h"
+#include "attention.h"
+#include "attention_backward.h"
 
 }  // namespace
 
@@ -30,6 +38,29 @@ extern const KernelTable kTable;
 const KernelTable kTable = {
     .keep_bits = keep_bits,
     .dropout_scale_row = dropout_scale_row,
+    .tile_rows = kTileRows,
+    .tile_columns = kTileColumns,
+    .gemm_units = gemm_units,
+    .gemm_block_units = gemm_block_units,
+    .gemm_pack_b = gemm_pack_b,
+    .gemm_task = gemm_task,
+    .drop_residual_ln = drop_residual_ln,
+    .ln_backward_drop = ln_backward_drop,
+    .bias_gelu = bias_gelu,
+    .bias_gelu_backward = bias_gelu_backward,
+    .attention_scratch = attention_scratch,
+    .attention = attention,
+    .attention_backward = attention_backward,
+    .double_ln_gather = double_ln_gather,
+    .double_ln_gather_backward = double_ln_gather_backward,
+    .cross_entropy = cross_entropy,
+    .column_sum = column_sum,
+    .add_partials = add_partials,
+    .embed_pack = embed_pack,
+    .embed_scatter = embed_scatter,
+    .convert = convert,
+    .sum_of_squares = sum_of_squares,
+    .adamw = adamw,
 };
 
 }  // namespace train_gpt_v2::TGV2_ISA

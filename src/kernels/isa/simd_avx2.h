@@ -119,7 +119,7 @@ inline Vec keep(std::uint32_t bits, Vec a) {
 }
 
 // ---- keep decisions (dropout.h): two times eight Philox counters
-inline void keep_bits(const Dropout& d, std::uint32_t site, std::uint32_t row, std::uint32_t block,
+void keep_bits(const Dropout& d, std::uint32_t site, std::uint32_t row, std::uint32_t block,
                       std::uint32_t bits[4]) {
   const __m256i m0 = _mm256_set1_epi64x(0xD2511F53u), m1 = _mm256_set1_epi64x(0xCD9E8D57u);
   const __m256i threshold = _mm256_set1_epi16(static_cast<short>(d.threshold));

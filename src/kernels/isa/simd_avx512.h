@@ -141,7 +141,7 @@ inline PhiloxLanes philox7(std::uint32_t group, std::uint32_t row, std::uint32_t
   }
   return {{c0, c1, c2, c3}};
 }
-inline void keep_bits(const Dropout& d, std::uint32_t site, std::uint32_t row, std::uint32_t block,
+void keep_bits(const Dropout& d, std::uint32_t site, std::uint32_t row, std::uint32_t block,
                       std::uint32_t bits[4]) {
   const PhiloxLanes random =
       philox7((d.key.micro << 16) + block * 16, row, site, d.key.step, static_cast<std::uint32_t>(d.key.seed),

@@ -77,7 +77,9 @@ inline Vec round_even(Vec a) {
   return lanewise([=](int i) { return __builtin_rintf(a.lane[i]); });
 }
 inline Vec scale_by_power_of_two(Vec a, Vec n) {
-  return lanewise([=](int i) { return __builtin_ldexpf(a.lane[i], static_cast<int>(n.lane[i])); });
+  return lanewise([=](int i) {
+    return n.lane[i] == n.lane[i] ? __builtin_ldexpf(a.lane[i], static_cast<int>(n.lane[i])) : n.lane[i];
+  });
 }
 inline float sum(Vec a) {
   return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]);
@@ -103,7 +105,7 @@ inline Vec keep(std::uint32_t bits, Vec a) {
 }
 
 // ---- keep decisions (dropout.h), one Philox block after another: the definition that the vector forms repeat
-inline void keep_bits(const Dropout& d, std::uint32_t site, std::uint32_t row, std::uint32_t block,
+void keep_bits(const Dropout& d, std::uint32_t site, std::uint32_t row, std::uint32_t block,
                       std::uint32_t bits[4]) {
   bits[0] = bits[1] = bits[2] = bits[3] = 0;
   for (std::uint32_t lane = 0; lane < 16; ++lane) {

@@ -47,7 +47,7 @@ inline __attribute__((always_inline)) void for_kept_columns(const Dropout& dropo
   }
 }
 
-inline void dropout_scale_row(const Dropout& dropout, std::uint32_t site, std::uint32_t row, std::int64_t columns,
+void dropout_scale_row(const Dropout& dropout, std::uint32_t site, std::uint32_t row, std::int64_t columns,
                               float* out) {
   const Vec scale = splat(dropout.scale);
   for_kept_columns(

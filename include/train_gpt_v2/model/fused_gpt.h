@@ -1,0 +1,81 @@
+#pragma once
+// The GPT training step without autograd: forward and backward written out over the kernels of kernels/kernels.h, on a
+// fixed arena of packed tokens. The modules of unified_voice.h stay the definition; tests compare the two.
+//
+// Parameters are read and gradients written where they lie (`value`, `grad`: float, contiguous, in state-dict layout);
+// a null `grad` means frozen: its gradient is not computed. The caller keeps that memory alive and unmoved, and calls
+// refresh_weights() after changing values. loss = text_scale * sum of text losses + mel_scale * sum of mel losses; its
+// gradient is added to `grad`, except that the first call after begin_window() overwrites (so no zeroing is needed).
+// Only rows of text_embedding and mel_embedding that occur in the window have a gradient: see touched_rows().
+// Precision: float, or bf16 operands and activations with float masters, residual stream, statistics and gradients.
+// Masks are those of dropout.h. Same bits for any number of threads. Not thread-safe.
+// Errors: DAT042/DAT043 for ids or lengths the model cannot hold, INT001 for a missing or wrongly sized parameter or a
+// batch without conditioning; std::bad_alloc.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "train_gpt_v2/config/options.h"
+#include "train_gpt_v2/data/batch.h"
+#include "train_gpt_v2/kernels/kernels.h"
+
+namespace train_gpt_v2 {
+
+struct FusedParameter {
+  const float* value = nullptr;
+  float* grad = nullptr;
+  std::int64_t numel = 0;
+};
+using FusedParameters = std::map<std::string, FusedParameter>;  // by state-dict key
+
+struct FusedOptions {
+  bool bf16 = false;
+  bool text_padding = false;    // extra unscored stop tokens: the losses of the reference's padded batch (§4.2)
+  std::int64_t max_tokens = 0;  // packed rows the arena is made for; a larger batch makes it grow
+  int threads = 1;
+  Isa isa = best_isa();
+};
+
+struct FusedLosses {
+  double text_loss_sum = 0, mel_loss_sum = 0;
+  std::int64_t text_tokens = 0, mel_tokens = 0;
+  std::int64_t mel_top1 = 0, mel_top5 = 0;  // scored mel positions whose target is the best, among the best five
+};
+
+class FusedGpt {
+ public:
+  FusedGpt(const ModelOptions& options, const FusedParameters& parameters, const FusedOptions& fused);
+  ~FusedGpt();
+  FusedGpt(const FusedGpt&) = delete;
+  FusedGpt& operator=(const FusedGpt&) = delete;
+
+  // The keys that must be in FusedParameters, with their sizes.
+  static std::map<std::string, std::int64_t> required_parameters(const ModelOptions& options);
+  // Bytes of the arena for so many packed rows; weights and gradients are the caller's.
+  static std::int64_t arena_bytes(const ModelOptions& options, const FusedOptions& fused, std::int64_t tokens);
+
+  // Starts a new sum of gradients: clears the touched rows of the tables and their flags, and the position tables.
+  void begin_window();
+  FusedLosses forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale);
+  // Without dropout and gradients. With `samples`, one entry per sample of the batch.
+  FusedLosses evaluate(const Batch& batch, std::vector<FusedLosses>* samples = nullptr);
+
+  void refresh_weights();
+  // Where refresh_weights() keeps the bf16 copy of a parameter, so that the optimizer pass can write it instead; null
+  // for float engines and for parameters that are used as float.
+  Bf16* bf16_copy(const std::string& key);
+  // One flag per row of text_embedding.weight or mel_embedding.weight: it has a gradient in this window. Null for any
+  // other key.
+  const std::uint8_t* touched_rows(const std::string& key) const;
+
+  Kernels& kernels();  // for the norm and the optimizer pass, between calls
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace train_gpt_v2
