@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
-#include <thread>
 
 #include "train_gpt_v2/core/hash.h"
 #include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/data/parallel.h"
 #include "train_gpt_v2/io/npy.h"
 
 namespace train_gpt_v2 {
@@ -23,29 +23,6 @@ PairIndex::Settings index_settings(const DataOptions& data, const ModelOptions& 
   settings.text_needs_ids = !has_tokenizer;
   settings.skip_bad = data.on_bad_sample == "skip";
   return settings;
-}
-
-unsigned worker_count() { return std::clamp(std::thread::hardware_concurrency(), 1U, 8U); }
-
-// Calls body(thread, begin, end) over `count` items in parallel; the first exception of the lowest range wins.
-template <typename Body>
-void in_parallel(std::size_t count, std::size_t grain, const Body& body) {
-  const std::size_t threads = std::min<std::size_t>(worker_count(), count / grain + 1);
-  std::vector<std::exception_ptr> failures(threads);
-  const auto run = [&](std::size_t i) {
-    try {
-      body(i, count * i / threads, count * (i + 1) / threads);
-    } catch (...) {
-      failures[i] = std::current_exception();
-    }
-  };
-  std::vector<std::thread> pool;
-  for (std::size_t i = 1; i < threads; ++i) pool.emplace_back(run, i);
-  run(0);
-  for (std::thread& thread : pool) thread.join();
-  for (const std::exception_ptr& failure : failures) {
-    if (failure) std::rethrow_exception(failure);
-  }
 }
 
 // SHA-256 of the SHA-256 of every 8 MiB, so that all cores can take part.
@@ -90,9 +67,9 @@ Dataset::Dataset(const std::vector<std::string>& manifests, const std::vector<Re
     records_ += index_.add(more.manifest);
     close_group(more.share);
   }
-  for (const DataProblem& problem : index_.problems()) count_dropped("malformed record", true, 1, problem.text());
+  for (const DataProblem& problem : index_.problems()) count_dropped("malformed record", true, 1, &problem);
   if (index_.bad_records() > index_.problems().size()) {
-    count_dropped("malformed record", true, index_.bad_records() - index_.problems().size(), "");
+    count_dropped("malformed record", true, index_.bad_records() - index_.problems().size(), nullptr);
   }
   std::vector<Outcome> outcomes;
   find_lengths(outcomes);
@@ -113,11 +90,13 @@ Dataset::Dataset(const std::vector<std::string>& manifests, const std::vector<Re
   }
 }
 
-void Dataset::count_dropped(const std::string& reason, bool bad, std::uint64_t count, const std::string& example) {
+void Dataset::count_dropped(const std::string& reason, bool bad, std::uint64_t count, const DataProblem* example) {
   auto found = std::find_if(dropped_.begin(), dropped_.end(), [&](const DropReason& r) { return r.reason == reason; });
-  if (found == dropped_.end()) found = dropped_.insert(dropped_.end(), DropReason{reason, 0, bad, {}});
+  if (found == dropped_.end()) found = dropped_.insert(dropped_.end(), DropReason{reason, 0, bad, {}, {}});
   found->count += count;
-  if (!example.empty() && found->examples.size() < kExamples) found->examples.push_back(example);
+  if (!example || found->examples.size() >= kExamples) return;
+  found->examples.push_back(example->text());
+  found->problems.push_back(*example);
 }
 
 void Dataset::drop(std::vector<Outcome>& outcomes) {
@@ -134,11 +113,13 @@ void Dataset::drop(std::vector<Outcome>& outcomes) {
             std::none_of(dropped_.begin(), dropped_.end(), [&](const DropReason& r) {
               return r.reason == outcome.reason && r.examples.size() >= kExamples;
             });
-        std::string example;
+        DataProblem example;
         if (wants_example) {
-          example = concat(place(i), ": ", id(i), outcome.error ? concat(": ", outcome.error->message()) : "");
+          example = {outcome.error ? outcome.error->code() : "DAT003", index_.file(entries[i]), index_.line(entries[i]),
+                     id(i), outcome.error ? outcome.error->message() : outcome.reason, {}, {}};
+          if (outcome.error && !outcome.error->place().empty()) example.details.push_back(outcome.error->place());
         }
-        count_dropped(outcome.reason, outcome.bad, 1, example);
+        count_dropped(outcome.reason, outcome.bad, 1, wants_example ? &example : nullptr);
         const auto reason = std::find_if(dropped_.begin(), dropped_.end(),
                                          [&](const DropReason& r) { return r.reason == outcome.reason; });
         dropped_ids_.emplace_back(entries[i].id_hash, static_cast<std::uint32_t>(reason - dropped_.begin()));
@@ -183,7 +164,7 @@ void Dataset::find_length(PairEntry& entry, Outcome& outcome, RecordParser& pars
 
 void Dataset::find_lengths(std::vector<Outcome>& outcomes) {
   std::vector<PairEntry>& entries = index_.entries();
-  std::vector<std::vector<Outcome>> found(worker_count());
+  std::vector<std::vector<Outcome>> found(parallel_threads());
   std::atomic<bool> tokenises = false;
   in_parallel(entries.size(), 4096, [&](std::size_t thread, std::size_t begin, std::size_t end) {
     RecordParser parser;

@@ -43,6 +43,7 @@ struct DropReason {
   std::uint64_t count = 0;
   bool bad = false;                   // counts towards data.max_bad_fraction
   std::vector<std::string> examples;  // the first ten, "file:line: id: why"
+  std::vector<DataProblem> problems;  // the same ten
 };
 
 class Dataset {
@@ -90,7 +91,7 @@ class Dataset {
   void find_lengths(std::vector<Outcome>& outcomes);
   void find_length(PairEntry& entry, Outcome& outcome, RecordParser& parser) const;
   void apply_limits(std::vector<Outcome>& outcomes);
-  void count_dropped(const std::string& reason, bool bad, std::uint64_t count, const std::string& example);
+  void count_dropped(const std::string& reason, bool bad, std::uint64_t count, const DataProblem* example);
   std::vector<std::int32_t> read_text(const PairEntry& entry, const PairRecord& record) const;
   std::vector<std::int32_t> read_codes(const PairEntry& entry, const PairRecord& record) const;
   void append_condition(const PairEntry& entry, const PairRecord& record, Batch& batch) const;

@@ -1,0 +1,335 @@
+#include "train_gpt_v2/data/doctor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+#include <unordered_map>
+
+#include "doctor_parts.h"
+#include "train_gpt_v2/core/random.h"
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/data/parallel.h"
+
+namespace train_gpt_v2 {
+namespace doctor {
+namespace {
+
+constexpr std::uint64_t kSampleStream = 0x444F43ULL << 32;  // "DOC"
+constexpr std::size_t kChunk = 1024;                         // arrays looked at before findings are noted
+
+// The allowance of a codec: rounding, and a frame at either end.
+bool longer_than_clip(std::int64_t codes, double duration, double per_second) {
+  return duration > 0 && static_cast<double>(codes) > duration * per_second * 1.02 + 3;
+}
+
+}  // namespace
+
+void Findings::note(std::string_view check, Severity severity, std::string_view summary, std::string_view fix,
+                    FindingPlace place) {
+  Finding& finding = entry(check, severity, summary, fix);
+  ++finding.count;
+  if (finding.places.size() < Finding::kPlaces) finding.places.push_back(std::move(place));
+}
+
+Finding& Findings::entry(std::string_view check, Severity severity, std::string_view summary, std::string_view fix) {
+  const auto found = std::find_if(list.begin(), list.end(), [&](const Finding& f) { return f.check == check; });
+  if (found != list.end()) {
+    found->severity = std::max(found->severity, severity);
+    return *found;
+  }
+  list.push_back({std::string(check), severity, std::string(summary), std::string(fix), 0, {}});
+  return list.back();
+}
+
+Corpus::Corpus(const std::vector<std::string>& manifests, DataOptions data, const ModelOptions& model,
+               const std::shared_ptr<const Tokenizer>& tokenizer, bool is_validation)
+    : validation(is_validation) {
+  data.on_bad_sample = "skip";
+  data.max_bad_fraction = 1;
+  data.on_overlong = "drop";
+  dataset = std::make_unique<Dataset>(manifests, std::vector<ReplayOptions>{}, data, model, tokenizer);
+}
+
+FindingPlace Corpus::place(std::uint32_t sample, std::string detail) const {
+  const PairIndex& index = dataset->index();
+  const PairEntry& entry = index[sample];
+  return {index.file(entry), index.line(entry), index.id(entry), std::move(detail)};
+}
+
+// Everything that the records alone tell.
+void Corpus::scan(Findings& findings) {
+  const PairIndex& index = dataset->index();
+  RecordParser parser;
+  summaries.resize(index.manifests());
+  std::vector<std::set<std::uint32_t>> speakers(index.manifests());
+  for (std::uint32_t i = 0; i < dataset->size(); ++i) {
+    const PairEntry& entry = index[i];
+    const PairRecord record = index.record(entry, parser);
+    const std::string_view target = record.target_id.empty() ? record.target_codes_path : record.target_id;
+    ManifestSummary& summary = summaries[entry.manifest()];
+    ++summary.pairs;
+    speakers[entry.manifest()].insert(entry.speaker);
+    if (!record.prompt_id.empty() && record.prompt_id == target) {
+      findings.note("self_prompt", Severity::kWarning, "the prompt is the target itself",
+                    "pair each target with another clip of its speaker: the model copies the prompt's sound otherwise",
+                    place(i, ""));
+    }
+    if (!record.prompt_id.empty()) {
+      Clip& prompt = clips[hash_id(record.prompt_id)];
+      if (prompt.sample == Clip::kNone) prompt.speaker = entry.speaker;
+      prompt.prompt = true;
+      if (record.prompt_duration > 0) prompt.duration = static_cast<float>(record.prompt_duration);
+    }
+    Clip& clip = clips[hash_id(target)];
+    if (record.target_duration > 0) clip.duration = static_cast<float>(record.target_duration);
+    if (clip.sample != Clip::kNone) continue;
+    clip.sample = i;
+    clip.speaker = entry.speaker;
+    targets.push_back(hash_id(target));
+    ++summary.clips;
+    const std::string_view text = trim(record.target_text);
+    if (text.empty()) continue;
+    const auto [first, added] = texts.try_emplace(hash_id(text), i);
+    if (!added) {
+      findings.note(validation ? "duplicate_text_validation" : "duplicate_text", Severity::kInfo,
+                    "several clips have the same text", "fine for read prompts; else remove the doubles",
+                    place(i, concat("as in ", dataset->place(first->second))));
+    }
+  }
+  for (std::size_t m = 0; m < summaries.size(); ++m) {
+    summaries[m].path = index.manifest_path(m);
+    summaries[m].validation = validation;
+    summaries[m].speakers = speakers[m].size();
+  }
+}
+
+void Corpus::report_dropped(Findings& findings) const {
+  for (const DropReason& reason : dataset->dropped()) {
+    const bool malformed = reason.reason == "malformed record";
+    const std::string check = malformed ? "malformed" : reason.bad ? "unreadable" : "overlong";
+    Finding& finding = findings.entry(
+        concat(check, validation ? "_validation" : ""), reason.bad ? Severity::kError : Severity::kWarning,
+        reason.bad ? concat("samples that cannot be used: ", reason.reason)
+                   : concat("samples longer than the position tables: ", reason.reason),
+        reason.bad ? "correct them, or set data.on_bad_sample to \"skip\""
+                   : "they are left out (data.on_overlong); this shifts the spread of durations");
+    finding.count += reason.count;
+    for (const DataProblem& problem : reason.problems) {
+      if (finding.places.size() >= Finding::kPlaces) break;
+      finding.places.push_back({problem.file, problem.line, problem.sample,
+                                problem.details.empty() ? problem.message
+                                                        : concat(problem.message, "; ", join(problem.details, "; "))});
+    }
+  }
+}
+
+// The batch-padding bug: every clip of a preprocessing batch gets the codes of the longest one.
+void Corpus::find_padded_codes(Findings& findings, double per_second) const {
+  const PairIndex& index = dataset->index();
+  constexpr std::string_view kFix =
+      "preprocess again with batch size 1, or write trimmed copies: train_gpt_v2 check --repair DIR";
+  std::uint64_t known = 0, padded = 0;
+  for (const std::uint64_t target : targets) {
+    const Clip& clip = clips.at(target);
+    if (clip.duration <= 0) continue;
+    ++known;
+    padded += longer_than_clip(index[clip.sample].code_length, clip.duration, per_second);
+  }
+  const Severity severity = padded * 20 > known ? Severity::kError : Severity::kWarning;
+  for (const std::uint64_t target : targets) {
+    const Clip& clip = clips.at(target);
+    const std::int64_t codes = index[clip.sample].code_length;
+    if (!longer_than_clip(codes, clip.duration, per_second)) continue;
+    findings.note("padded_codes", severity,
+                  concat("more codes than the clip's duration holds (", padded, " of ", known, " clips of known duration)"),
+                  kFix, place(clip.sample, concat(codes, " codes, ", fixed(clip.duration, 2), " s hold ",
+                                                  std::llround(clip.duration * per_second))));
+  }
+  // Without durations: clips that were one batch stand together and have one length.
+  std::map<std::int64_t, std::uint64_t> lengths;
+  std::uint64_t equal = 0, neighbours = 0;
+  for (std::size_t i = 0; i < targets.size(); ++i) {
+    const Clip& clip = clips.at(targets[i]);
+    ++lengths[index[clip.sample].code_length];
+    if (i == 0 || index[clip.sample].manifest() != index[clips.at(targets[i - 1]).sample].manifest()) continue;
+    ++neighbours;
+    equal += index[clip.sample].code_length == index[clips.at(targets[i - 1]).sample].code_length;
+  }
+  double chance = 0;
+  for (const auto& [length, count] : lengths) {
+    const double share = static_cast<double>(count) / static_cast<double>(targets.size());
+    chance += share * share;
+  }
+  const double seen = neighbours == 0 ? 0 : static_cast<double>(equal) / static_cast<double>(neighbours);
+  if (neighbours < 50 || seen < 0.1 + 3 * chance) return;
+  findings.note("padded_codes_neighbours", Severity::kError,
+                concat("neighbouring clips have equally many codes in ", fixed(100 * seen, 1), " % of cases, ",
+                       fixed(100 * chance, 1), " % would be chance"),
+                kFix, place(clips.at(targets[0]).sample, concat(equal, " of ", neighbours, " neighbours")));
+}
+
+void Corpus::find_lonely_speakers(Findings& findings) const {
+  std::unordered_map<std::uint32_t, std::pair<std::uint64_t, std::uint32_t>> counts;  // clips, a sample
+  for (const auto& [hash, clip] : clips) {
+    auto& [count, sample] = counts[clip.speaker];
+    ++count;
+    if (clip.sample != Clip::kNone) sample = clip.sample;
+  }
+  std::vector<std::uint32_t> lonely;
+  for (const auto& [speaker, counted] : counts) {
+    if (counted.first == 1) lonely.push_back(counted.second);
+  }
+  std::sort(lonely.begin(), lonely.end());
+  for (const std::uint32_t sample : lonely) {
+    findings.note("lonely_speaker", Severity::kWarning, "speakers with a single clip",
+                  "without a second clip there is no prompt: leave them out or merge their names",
+                  place(sample, dataset->speakers()[dataset->info(sample).speaker]));
+  }
+}
+
+// Texts far faster or slower than the rest are usually cut wrongly or carry another clip's text.
+void Corpus::find_strange_speeds(Findings& findings) const {
+  std::vector<double> speeds;
+  const auto speed = [&](std::uint32_t sample) {
+    const SampleInfo info = dataset->info(sample);
+    return std::log(static_cast<double>(info.code_length) / static_cast<double>(info.text_length));
+  };
+  for (const std::uint64_t target : targets) speeds.push_back(speed(clips.at(target).sample));
+  if (speeds.size() < 50) return;
+  const auto middle = [](std::vector<double> values) {
+    const auto at = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), at, values.end());
+    return *at;
+  };
+  const double median = middle(speeds);
+  std::vector<double> distances;
+  for (const double value : speeds) distances.push_back(std::abs(value - median));
+  const double limit = std::max(6 * 1.4826 * middle(distances), std::log(3.0));
+  for (const std::uint64_t target : targets) {
+    const std::uint32_t sample = clips.at(target).sample;
+    if (std::abs(speed(sample) - median) <= limit) continue;
+    const SampleInfo info = dataset->info(sample);
+    findings.note("text_speed", Severity::kWarning, "speech far faster or slower than the rest of the corpus",
+                  "listen to them: the text often belongs to another clip, or the clip is cut wrongly",
+                  place(sample, concat(info.text_length, " ids, ", info.code_length, " codes; usual: ",
+                                       fixed(std::exp(median), 1), " codes per id")));
+  }
+}
+
+void Corpus::measure(double per_second, std::vector<LengthHistogram>& histograms) {
+  std::vector<std::int64_t> text, codes;
+  for (const std::uint64_t target : targets) {
+    const PairEntry& entry = dataset->index()[clips.at(target).sample];
+    text.push_back(entry.text_length);
+    codes.push_back(entry.code_length);
+    summaries[entry.manifest()].hours += static_cast<double>(entry.code_length) / per_second / 3600;
+  }
+  const std::string side = validation ? "validation" : "training";
+  histograms.push_back(length_histogram(concat("text ids, ", side), std::move(text)));
+  histograms.push_back(length_histogram(concat("codes, ", side), std::move(codes)));
+}
+
+LengthHistogram length_histogram(std::string name, std::vector<std::int64_t> lengths) {
+  LengthHistogram histogram;
+  histogram.name = std::move(name);
+  if (lengths.empty()) return histogram;
+  std::sort(lengths.begin(), lengths.end());
+  const auto quantile = [&](std::size_t percent) { return lengths[(lengths.size() - 1) * percent / 100]; };
+  histogram.shortest = lengths.front();
+  histogram.median = quantile(50);
+  histogram.p95 = quantile(95);
+  histogram.longest = lengths.back();
+  std::size_t at = 0;
+  for (std::int64_t limit = 4; at < lengths.size(); limit = limit * 3 / 2) {
+    const std::size_t begin = at;
+    while (at < lengths.size() && lengths[at] <= limit) ++at;
+    if (at == begin && histogram.counts.empty()) continue;  // the axis begins with the first bar that is not empty
+    histogram.limits.push_back(limit);
+    histogram.counts.push_back(at - begin);
+  }
+  return histogram;
+}
+
+namespace {
+
+void find_leakage(const Corpus& train, const Corpus& validation, Findings& findings) {
+  std::set<std::string> shared, all, trained;
+  for (const auto& [hash, clip] : train.clips) trained.insert(train.dataset->speakers()[clip.speaker]);
+  for (const std::uint64_t target : validation.targets) {
+    const Clip& clip = validation.clips.at(target);
+    const auto other = train.clips.find(target);
+    if (other != train.clips.end() && other->second.sample != Clip::kNone) {
+      findings.note("leakage_utterance", Severity::kError, "validation clips that are also trained on",
+                    "take them out of one side: validation losses mean nothing otherwise",
+                    validation.place(clip.sample, concat("trained at ", train.dataset->place(other->second.sample))));
+    } else if (other != train.clips.end()) {
+      findings.note("leakage_prompt", Severity::kInfo, "validation clips that serve as prompts in training",
+                    "harmless for the losses; keep them apart to judge new voices", validation.place(clip.sample, ""));
+    }
+    const std::string& speaker = validation.dataset->speakers()[clip.speaker];
+    all.insert(speaker);
+    if (trained.contains(speaker)) shared.insert(speaker);
+  }
+  for (const auto& [text, sample] : validation.texts) {
+    const auto other = train.texts.find(text);
+    if (other == train.texts.end()) continue;
+    findings.note("leakage_text", Severity::kWarning, "validation texts that also occur in training",
+                  "remove them from one side if the text loss is to mean something",
+                  validation.place(sample, concat("trained at ", train.dataset->place(other->second))));
+  }
+  if (shared.empty()) return;
+  Finding& finding = findings.entry(
+      "leakage_speaker", Severity::kInfo,
+      concat(shared.size(), " of ", all.size(), " validation speakers are also in training"),
+      "the Python tools split by utterance; hold whole speakers out to measure new voices");
+  finding.count = shared.size();
+}
+
+std::vector<std::uint32_t> samples_to_read(const Dataset& dataset, const DoctorOptions& options) {
+  const auto size = static_cast<std::uint32_t>(dataset.size());
+  RandomStream random(options.seed, kSampleStream);
+  std::vector<std::uint32_t> samples = random_permutation(size, random);
+  if (!options.full) samples.resize(std::min<std::size_t>(samples.size(), options.sample));
+  std::sort(samples.begin(), samples.end());
+  return samples;
+}
+
+}  // namespace
+}  // namespace doctor
+
+DoctorReport examine_data(const DataOptions& data, const ModelOptions& model,
+                          const std::shared_ptr<const Tokenizer>& tokenizer, const DoctorOptions& options) {
+  using namespace doctor;
+  DoctorReport report;
+  Findings findings;
+  std::vector<std::unique_ptr<Corpus>> corpora;
+  corpora.push_back(std::make_unique<Corpus>(data.train_manifests, data, model, tokenizer, false));
+  if (!data.val_manifests.empty()) {
+    corpora.push_back(std::make_unique<Corpus>(data.val_manifests, data, model, tokenizer, true));
+  }
+  for (const auto& corpus : corpora) {
+    corpus->report_dropped(findings);
+    corpus->scan(findings);
+    corpus->find_padded_codes(findings, options.codes_per_second);
+    corpus->find_lonely_speakers(findings);
+    corpus->find_strange_speeds(findings);
+    corpus->measure(options.codes_per_second, report.histograms);
+    ArrayExamination arrays(*corpus, tokenizer.get(), options, findings);
+    const std::vector<std::uint32_t> samples = samples_to_read(*corpus->dataset, options);
+    for (std::size_t begin = 0; begin < samples.size(); begin += kChunk) {
+      arrays.read({samples.data() + begin, std::min(kChunk, samples.size() - begin)});
+    }
+    arrays.conclude();
+    report.arrays_read += samples.size();
+    report.records += corpus->dataset->records();
+    report.manifests.insert(report.manifests.end(), corpus->summaries.begin(), corpus->summaries.end());
+  }
+  if (corpora.size() == 2) find_leakage(*corpora[0], *corpora[1], findings);
+  report.findings = std::move(findings.list);
+  std::stable_sort(report.findings.begin(), report.findings.end(),
+                   [](const Finding& a, const Finding& b) { return a.severity > b.severity; });
+  return report;
+}
+
+}  // namespace train_gpt_v2
