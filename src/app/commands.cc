@@ -6,6 +6,9 @@
 
 #include "train_gpt_v2/app/config_command.h"
 #include "train_gpt_v2/app/eval_command.h"
+#include "train_gpt_v2/app/explain_command.h"
+#include "train_gpt_v2/app/inspect_command.h"
+#include "train_gpt_v2/app/report_command.h"
 #include "train_gpt_v2/app/version.h"
 #include "train_gpt_v2/config/loader.h"
 #include "train_gpt_v2/core/filesystem.h"
@@ -177,12 +180,67 @@ void add_config_commands(CLI::App& app) {
   });
 }
 
+void add_inspect(CLI::App& app) {
+  struct Arguments : Common {
+    std::vector<std::string> files;
+    bool verify = false;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("inspect", "what is in a checkpoint or weight file; with two files: differences");
+  command->add_option("FILE", arguments->files, "one file, or two to compare")->required()->expected(1, 2);
+  command->add_flag("--verify", arguments->verify, "read and check every byte");
+  arguments->add_json(*command);
+  arguments->add_logging(*command);
+  command->callback([arguments] {
+    arguments->apply_logging();
+    if (arguments->files.size() == 1) {
+      run_inspect(arguments->files[0], arguments->verify, arguments->json, std::cout);
+    } else {
+      run_inspect_compare(arguments->files[0], arguments->files[1], arguments->verify, arguments->json, std::cout);
+    }
+  });
+}
+
+void add_report(CLI::App& app) {
+  struct Arguments : Common {
+    ReportOptions report;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("report", "one self-contained HTML page about one or several runs");
+  command->add_option("RUN_DIR", arguments->report.runs)->required();
+  command->add_option("--output", arguments->report.output, "the HTML file")->required();
+  command->add_option("--milestone", arguments->report.milestones, "STEP:MEL_LOW-MEL_HIGH:TOP1_LOW-TOP1_HIGH; repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--phase", arguments->report.phases, "before|phase1|phase2=RUN_DIR; repeatable")->allow_extra_args(false);
+  arguments->add_json(*command);
+  arguments->add_logging(*command);
+  command->callback([arguments] {
+    arguments->apply_logging();
+    arguments->report.json = arguments->json;
+    std::cout << write_report(arguments->report);
+  });
+}
+
+void add_explain(CLI::App& app) {
+  struct Arguments : Common {
+    std::string code;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("explain", "what an error code means and what to do");
+  command->add_option("CODE", arguments->code, "e.g. CKP010; without it: all codes");
+  arguments->add_json(*command);
+  command->callback([arguments] { std::cout << explain_text(arguments->code, arguments->json); });
+}
+
 }  // namespace
 
 void add_commands(CLI::App& app, ExitStatus& status) {
   add_train(app, status);
   add_eval(app, status);
+  add_inspect(app);
+  add_report(app);
   add_config_commands(app);
+  add_explain(app);
 }
 
 }  // namespace train_gpt_v2

@@ -34,6 +34,7 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"CFG016", kConfig, "a choice is needed to continue a run of the Python trainer",
      "The Python trainer masks the gradient of the base text rows while weight decay still acts on them. Say with "
      "trainable.text_rows whether to go on like that (python_mask), to train all rows, or only the new ones."},
+    {"CFG017", kConfig, "the fused engine cannot run this configuration", "The message says why; train.engine \"auto\" chooses."},
     {"CFG020", kConfig, "a configuration is needed",
      "Checkpoints of this program carry theirs; other weight files need --config with the model section."},
     {"CFG021", kConfig, "no manifest to work on", "Give --manifest, or data.val_manifests in the configuration."},
@@ -65,6 +66,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "Text ids must be below model.number_text_tokens + 1 and codes below model.number_mel_codes."},
     {"DAT043", kBadData, "a sample is longer than the model's position tables",
      "Limits are model.max_text_tokens ids and model.max_mel_tokens + 1 codes; data.on_overlong says what happens beyond."},
+    {"DAT090", kBadData, "a listening sheet cannot be read",
+     "samples/step_N/notes.json must be {\"samples\": [{\"id\": ..., \"pronunciation\": 1 to 5, ...}]}. Correct the JSON or delete it."},
     // --- TOK: tokenizer
     {"TOK001", kBadData, "the tokenizer model is damaged or not a SentencePiece model",
      "The file is checked before SentencePiece reads it. Copy it again from where it was trained."},
@@ -93,7 +96,7 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "or name the base as init.from and the adapter's folder as init.peft_adapter."},
     {"CKP023", kBadData, "tensors of the model are missing in the file",
      "The file is not a complete state dict of this model; the missing names are listed."},
-    {"CKP004", kBadData, "a checkpoint's state cannot be used",
+    {"CKP007", kBadData, "a checkpoint's state cannot be used",
      "Optimiser state, counters or scaler are malformed or do not fit the model. Use an older checkpoint."},
     {"CKP005", kBadData, "the weights do not fit the model",
      "Names or shapes differ from the configured model section. Use the configuration the checkpoint was trained with."},

@@ -225,7 +225,7 @@ namespace {
 nlohmann::json stored_json(const Value& root, const char* key) {
   const std::string& text = root.at("train_gpt_v2").at(key).as_string(concat("train_gpt_v2.", key));
   nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
-  if (!json.is_object()) throw Error("CKP004", "a checkpoint's state cannot be read").at(concat("train_gpt_v2.", key));
+  if (!json.is_object()) throw Error("CKP007", "a checkpoint's state cannot be read").at(concat("train_gpt_v2.", key));
   return json;
 }
 
@@ -249,7 +249,7 @@ void restore_training_state(const Value& root, CheckpointParts& parts, bool grou
   try {
     restored.load_state(state);
   } catch (const nlohmann::json::exception& failure) {
-    throw Error("CKP004", "a checkpoint's state cannot be read").at("train_gpt_v2.state").detail(failure.what());
+    throw Error("CKP007", "a checkpoint's state cannot be read").at("train_gpt_v2.state").detail(failure.what());
   }
   restore_model(root, parts.model);
   parts.optimizer.load_state(root.at("optimizer"), parameter_names(root.at("model")), groups_changed);
@@ -281,7 +281,7 @@ void restore_python_state(const Value& root, CheckpointParts& parts) {
   const Value* batch_size = root.find("batch_size");
   const std::int64_t theirs = batch_size && batch_size->is_int() ? batch_size->as_int() : options.train.batch_size;
   if (state.step < 0 || epoch < 0 || batch_idx < 0 || theirs <= 0) {
-    throw Error("CKP004", "the checkpoint's counters are out of range").at("step, epoch, batch_idx, batch_size");
+    throw Error("CKP007", "the checkpoint's counters are out of range").at("step, epoch, batch_idx, batch_size");
   }
   state.epoch = epoch;
   state.cursor.epoch = static_cast<std::uint64_t>(epoch);

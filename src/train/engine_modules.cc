@@ -24,6 +24,13 @@ class ModulesEngine final : public Engine {
 
   std::string name() const override { return "modules"; }
 
+  void begin_window() override {
+    const torch::NoGradGuard no_grad;
+    for (const torch::Tensor& parameter : model_.parameters()) {
+      if (parameter.grad().defined()) parameter.mutable_grad().zero_();
+    }
+  }
+
   LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) override {
     model_.train();
     const ModelInputs inputs = assemble_inputs(batch, model_options_, layout_, model_.device(), model_.dtype());

@@ -42,7 +42,7 @@ Value GradScaler::save_state() const {
 void GradScaler::load_state(const Value& state) {
   const double scale = state.at("scale").as_double("scaler.scale");
   const std::int64_t tracker = state.at("_growth_tracker").as_int("scaler._growth_tracker");
-  if (!std::isfinite(scale) || scale <= 0 || tracker < 0) throw Error("CKP004", "the loss scaler's state is out of range");
+  if (!std::isfinite(scale) || scale <= 0 || tracker < 0) throw Error("CKP007", "the loss scaler's state is out of range");
   scale_ = scale;
   growth_tracker_ = tracker;
   bad_in_a_row_ = 0;

@@ -36,14 +36,14 @@ torch::Tensor sum_of_squares(const torch::Tensor& grad) {
 // The saved tensor for this parameter, cut to the rows of a view when a whole table was saved; checked, not copied.
 torch::Tensor fitting(const Value& one, const char* key, const TrainableTensor& target) {
   const Value* saved = one.find(key);
-  if (!saved) throw Error("CKP004", concat("optimizer state without ", key)).at(target.name);
+  if (!saved) throw Error("CKP007", concat("optimizer state without ", key)).at(target.name);
   torch::Tensor source = tensor_to_torch(saved->as_tensor());
   if (target.first_row > 0 && source.dim() == target.value.dim() &&
       source.size(0) == target.value.size(0) + target.first_row) {
     source = source.narrow(0, target.first_row, target.value.size(0));
   }
   if (source.sizes() != target.value.sizes()) {
-    throw Error("CKP004", "the optimizer state does not fit the model")
+    throw Error("CKP007", "the optimizer state does not fit the model")
         .at(target.name)
         .detail(concat("checkpoint ", key, " ", shape_text(source.sizes()), ", model ", shape_text(target.value.sizes())))
         .fix("resume with the model and the parameter groups the checkpoint was written with");
@@ -112,14 +112,6 @@ void AdamW::step(double factor) {
   }
 }
 
-void AdamW::zero_grad() {
-  torch::NoGradGuard no_grad;
-  for (TrainableTensor& tensor : parameters_.tensors) {
-    // The whole buffer, so that rows outside a view do not grow without end.
-    (tensor.grad.is_view() ? tensor.grad._base() : tensor.grad).zero_();
-  }
-}
-
 Value AdamW::save_state(double next_factor) const {
   std::unordered_map<std::string, std::int64_t> index;
   for (std::size_t i = 0; i < parameters_.all_names.size(); ++i) {
@@ -178,7 +170,7 @@ void AdamW::load_state(const Value& state, const std::vector<std::string>& names
     }
     const std::int64_t index = key.as_int("optimizer.state key");
     if (index < 0 || index >= static_cast<std::int64_t>(names.size())) {
-      throw Error("CKP004", concat("the optimizer state counts parameter ", index, ", the model has ", names.size()));
+      throw Error("CKP007", concat("the optimizer state counts parameter ", index, ", the model has ", names.size()));
     }
     saved[names[static_cast<std::size_t>(index)]] = &value;
   }
@@ -189,14 +181,14 @@ void AdamW::load_state(const Value& state, const std::vector<std::string>& names
       const auto found = saved.find(target.name);
       if (found == saved.end()) {
         if (missing_start_anew) continue;
-        throw Error("CKP004", "the optimizer state lacks a tensor that trains now")
+        throw Error("CKP007", "the optimizer state lacks a tensor that trains now")
             .at(target.name)
             .fix("--allow-change groups starts its moments anew");
       }
       const torch::Tensor exp_avg = fitting(*found->second, "exp_avg", target);
       const torch::Tensor exp_avg_sq = fitting(*found->second, "exp_avg_sq", target);
       const torch::Tensor step = tensor_to_torch(found->second->at("step").as_tensor());
-      if (step.numel() != 1) throw Error("CKP004", "the optimizer's step is no single number").at(target.name);
+      if (step.numel() != 1) throw Error("CKP007", "the optimizer's step is no single number").at(target.name);
       if (pass == 0) continue;
       moments_[i].exp_avg.copy_(exp_avg);
       moments_[i].exp_avg_sq.copy_(exp_avg_sq);

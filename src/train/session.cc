@@ -61,6 +61,7 @@ class Session {
   std::unique_ptr<Monitors> monitors_;
   std::unique_ptr<LearningRateSchedule> schedule_;
   std::unique_ptr<Engine> engine_;
+  std::string engine_reason_;
   TrainState state_;
 };
 
@@ -224,7 +225,7 @@ void Session::build_training() {
   if (options_.ema.enabled) ema_ = std::make_unique<Ema>(parameters_, options_.ema);
   monitors_ = std::make_unique<Monitors>(options_.checkpoint, options_.early_stopping);
   schedule_ = std::make_unique<LearningRateSchedule>(options_.optimizer, facts_.total_steps);
-  engine_ = make_modules_engine(*model_, options_, compute_);
+  engine_ = make_engine(*model_, options_, compute_, engine_reason_);
 }
 
 void Session::restore() {
@@ -266,7 +267,7 @@ void Session::banner() const {
   std::int64_t all = 0;
   for (const auto& parameter : model_->parameters()) all += parameter.numel();
   const auto count = [](std::int64_t n) { return human_count(static_cast<std::uint64_t>(n)); };
-  log_info("run", "device      ", describe_device(request_.device), ", ", facts_.precision, ", engine ", engine_->name());
+  log_info("run", "device      ", describe_device(request_.device), ", ", facts_.precision, ", engine ", engine_->name(), " (", engine_reason_, ")");
   log_info("run", "parameters  ", count(all), ", trainable ", count(parameters_.trainable_count()));
   log_info("run", "groups\n", describe_groups(parameters_));
   log_info("run", "samples     ", count(static_cast<std::int64_t>(train_->epoch_size())), " of ", train_->records(), " records",

@@ -81,7 +81,7 @@ bool Trainer::train_window(const Window& window) {
   torch::Tensor sums;
   double loss = 0;  // what is differentiated
   std::int64_t positions = 0, padded_positions = 0;
-  parts_.core.optimizer.zero_grad();
+  parts_.engine.begin_window();
   for (std::size_t micro = 0; micro < window.micro_batches.size(); ++micro) {
     const Batch& batch = window.micro_batches[micro].batch;
     if (batch.count() == 0) continue;  // every sample of it was bad and is skipped

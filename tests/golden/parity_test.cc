@@ -61,10 +61,17 @@ double weight_difference(const std::string& checkpoint, std::int64_t model_dim) 
   return largest;
 }
 
-TEST(Parity, FollowsTheRecordedRun) {
+// The parity run holds on both executors of the model.
+class Parity : public ::testing::TestWithParam<const char*> {
+ protected:
+  Options options() const { return fixture_options({std::string("train.engine=") + GetParam()}); }
+};
+INSTANTIATE_TEST_SUITE_P(Engines, Parity, ::testing::Values("modules", "fused"), [](const auto& engine) { return std::string(engine.param); });
+
+TEST_P(Parity, FollowsTheRecordedRun) {
   const TemporaryFolder folder;
   const auto run = fixture_json("expected/trainer_run.json");
-  Options options = fixture_options();
+  Options options = this->options();
   options.data.order_file = testing::write_order(folder, run.at("micro_batches"));
   ASSERT_EQ(testing::train_here(options, folder.file("run")), ExitStatus::kOk);
   expect_steps(folder.file("run"), run, 0);
@@ -72,10 +79,10 @@ TEST(Parity, FollowsTheRecordedRun) {
   EXPECT_TRUE(file_exists(folder.file("run/DONE")));
 }
 
-TEST(Parity, ContinuesThePythonCheckpoint) {
+TEST_P(Parity, ContinuesThePythonCheckpoint) {
   const TemporaryFolder folder;
   const auto run = fixture_json("expected/trainer_run.json");
-  Options options = fixture_options();
+  Options options = this->options();
   options.data.order_file = testing::write_order(folder, run.at("micro_batches"), 12);
   for (const char* file : {"latest.pth", "model_step6.pth"}) {
     const std::string directory = folder.file(std::string("run_") + file);
@@ -85,11 +92,11 @@ TEST(Parity, ContinuesThePythonCheckpoint) {
   }
 }
 
-TEST(Parity, MaskedRowsOfThePythonTrainer) {
+TEST_P(Parity, MaskedRowsOfThePythonTrainer) {
   const TemporaryFolder folder;
   const auto frozen = fixture_json("expected/trainer_frozen_rows.json");
   auto run = fixture_json("expected/trainer_run.json");
-  Options options = fixture_options();
+  Options options = this->options();
   options.data.order_file = testing::write_order(folder, run.at("micro_batches"));
   options.trainable.text_rows = "python_mask";
   options.trainable.base_text_rows = frozen.at("frozen_rows").get<std::int64_t>();
@@ -112,7 +119,7 @@ TEST(Parity, MaskedRowsOfThePythonTrainer) {
   }
 }
 
-TEST(Parity, PythonRunAsksHowTextRowsTrain) {
+TEST(PythonResume, AsksHowTextRowsTrain) {
   const TemporaryFolder folder;
   Options options = fixture_options();
   options.trainable.base_text_rows = 160;

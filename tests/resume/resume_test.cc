@@ -102,6 +102,7 @@ TEST(Resume, RandomSettingsAndStops) {
                                      "train.grad_accumulation=" + std::to_string(1 + random.below(3)),
                                      "train.max_steps=" + std::to_string(6 + random.below(4)),
                                      "data.num_workers=" + std::to_string(random.below(3)),
+                                     std::string("train.engine=") + (coin() ? "fused" : "modules"),
                                      std::string("ema.enabled=") + (coin() ? "true" : "false"),
                                      "validation.interval=" + std::to_string(2 + random.below(3)),
                                      "train.seed=" + std::to_string(random.below(1000)),

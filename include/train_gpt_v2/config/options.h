@@ -86,6 +86,7 @@ struct TrainOptions {
   std::int64_t batch_size = 64;
   std::int64_t grad_accumulation = 1;
   std::string layout = "packed";  // packed | padded
+  std::string engine = "auto";    // auto | fused | modules
   std::optional<std::int64_t> max_steps;
   std::optional<std::int64_t> epochs = 10;
   std::optional<double> max_hours;

@@ -1,7 +1,7 @@
 #pragma once
 // The seam between the training loop and what executes the model: forward, backward and loss sums of one micro-batch.
 //
-// The LibTorch modules are one executor (ModulesEngine); the fused step is another. Both read the same parameters and
+// The LibTorch modules are one executor, the fused step is another. Both read the same parameters and
 // add into the same gradient buffers, so optimizer, EMA and checkpoints know neither.
 //
 // Scales: d(text_scale · Σ text losses + mel_scale · Σ mel losses) is added to the gradients, so the caller decides on
@@ -36,6 +36,8 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual std::string name() const = 0;
+  // Before the first micro-batch of a window: the gradients start at zero.
+  virtual void begin_window() = 0;
   // Training mode, dropout as configured; gradients are added.
   virtual LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) = 0;
   // No dropout, no gradient, no random numbers.
@@ -51,7 +53,11 @@ std::int64_t real_positions(const Batch& batch, const ModelOptions& options);
 at::ScalarType resolve_precision(const std::string& precision, at::Device device);
 std::string precision_name(at::ScalarType type);  // "fp32", "bf16", "fp16"
 
-// The LibTorch modules as executor; `model` must outlive it.
+// The LibTorch modules as executor: every device, every feature. `model` must outlive it.
 std::unique_ptr<Engine> make_modules_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute);
+
+// The executor train.engine asks for; "auto" is the fused one (model/fused_gpt.h) wherever it can run. Gradients must be
+// allocated before (train/parameters.h). `why` says what decided. Throws CFG017 where "fused" cannot run.
+std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute, std::string& why);
 
 }  // namespace train_gpt_v2

@@ -28,7 +28,6 @@ class AdamW {
   ClipResult unscale_and_clip(double grad_scale, double max_norm, bool per_group);
   // One update with each group's rate times `factor`.
   void step(double factor);
-  void zero_grad();
 
   // {"state": {index: {step, exp_avg, exp_avg_sq}}, "param_groups": [...]} in the Python trainer's form: indices count
   // ParameterSet::all_names; the rates written are those of the step that follows (`next_factor`). Tensors are shared,

@@ -1,0 +1,97 @@
+#include <ATen/Parallel.h>
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/model/fused_gpt.h"
+#include "train_gpt_v2/train/engine.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+class FusedEngine final : public Engine {
+ public:
+  FusedEngine(UnifiedVoice& model, const Options& options, bool bf16)
+      : options_(options.model), fused_(options.model, pointers(model, options.model), how(options, bf16)) {}
+
+  std::string name() const override { return "fused"; }
+  void begin_window() override { fused_.begin_window(); }
+
+  LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) override {
+    return sums(fused_.forward_backward(batch, key, text_scale, mel_scale), batch);
+  }
+
+  LossSums evaluate(const Batch& batch, bool per_sample) override {
+    std::vector<FusedLosses> samples;
+    LossSums out = sums(fused_.evaluate(batch, per_sample ? &samples : nullptr), batch);
+    for (const FusedLosses& sample : samples) {
+      out.samples.push_back({sample.text_loss_sum, sample.mel_loss_sum, sample.mel_top1});
+    }
+    return out;
+  }
+
+  void parameters_changed() override { fused_.refresh_weights(); }
+
+ private:
+  static FusedParameters pointers(UnifiedVoice& model, const ModelOptions& options) {
+    const auto needed = FusedGpt::required_parameters(options);
+    FusedParameters parameters;
+    for (const auto& item : model.named_parameters()) {
+      if (!needed.count(item.key())) continue;
+      const torch::Tensor& value = item.value();
+      TGV2_CHECK(value.is_contiguous() && value.scalar_type() == at::kFloat && value.is_cpu());
+      float* grad = value.grad().defined() ? value.grad().mutable_data_ptr<float>() : nullptr;
+      parameters[item.key()] = {value.const_data_ptr<float>(), grad, value.numel()};
+    }
+    return parameters;
+  }
+
+  static FusedOptions how(const Options& options, bool bf16) {
+    FusedOptions fused;
+    fused.bf16 = bf16;
+    fused.text_padding = options.train.layout == "padded";
+    fused.threads = at::get_num_threads();
+    return fused;
+  }
+
+  LossSums sums(const FusedLosses& losses, const Batch& batch) const {
+    LossSums out;
+    out.values = torch::tensor({losses.text_loss_sum, losses.mel_loss_sum, static_cast<double>(losses.mel_top1),
+                                static_cast<double>(losses.mel_top5)},
+                               at::kDouble);
+    out.text_tokens = losses.text_tokens;
+    out.mel_tokens = losses.mel_tokens;
+    out.positions = out.padded_positions = real_positions(batch, options_);
+    return out;
+  }
+
+  ModelOptions options_;
+  FusedGpt fused_;
+};
+
+// Why the fused engine cannot run this configuration; "" when it can.
+std::string fused_obstacle(const Options& options, at::Device device, at::ScalarType compute) {
+  if (!device.is_cpu()) return "it runs on the CPU only";
+  if (compute != at::kFloat && compute != at::kBFloat16) return "it computes in fp32 or bf16";
+  if (options.model.conditioning != "precomputed") return "it needs precomputed conditioning";
+  if (options.train.activation_checkpointing > 0) return "it keeps its activations (train.activation_checkpointing is set)";
+  return "";
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute, std::string& why) {
+  const std::string obstacle = fused_obstacle(options, model.device(), compute);
+  const std::string& wanted = options.train.engine;
+  if (wanted == "fused" && !obstacle.empty()) {
+    throw Error("CFG017", "train.engine \"fused\" cannot run this configuration: " + obstacle)
+        .fix("use train.engine \"auto\" or \"modules\"");
+  }
+  if (wanted == "modules" || !obstacle.empty()) {
+    why = wanted == "modules" ? "as asked" : "the fused one cannot: " + obstacle;
+    return make_modules_engine(model, options, compute);
+  }
+  why = "precomputed conditioning on the CPU";
+  return std::make_unique<FusedEngine>(model, options, compute == at::kBFloat16);
+}
+
+}  // namespace train_gpt_v2
