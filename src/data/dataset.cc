@@ -18,8 +18,8 @@ constexpr std::size_t kHashPiece = 8 << 20;
 PairIndex::Settings index_settings(const DataOptions& data, const ModelOptions& model, bool has_tokenizer) {
   PairIndex::Settings settings;
   settings.default_language = data.language;
-  settings.needs = model.conditioning == "online" ? PairIndex::Settings::Needs::kFeatures
-                                                  : PairIndex::Settings::Needs::kCondition;
+  settings.needs =
+      model.conditioning == "online" ? PairIndex::Settings::Needs::kFeatures : PairIndex::Settings::Needs::kCondition;
   settings.text_needs_ids = !has_tokenizer;
   settings.skip_bad = data.on_bad_sample == "skip";
   return settings;
@@ -109,14 +109,18 @@ void Dataset::drop(std::vector<Outcome>& outcomes) {
     for (std::uint32_t i = groups_[g].begin; i < groups_[g].end; ++i) {
       if (next < outcomes.size() && outcomes[next].sample == i) {
         const Outcome& outcome = outcomes[next++];
-        const bool wants_example =
-            std::none_of(dropped_.begin(), dropped_.end(), [&](const DropReason& r) {
-              return r.reason == outcome.reason && r.examples.size() >= kExamples;
-            });
+        const bool wants_example = std::none_of(dropped_.begin(), dropped_.end(), [&](const DropReason& r) {
+          return r.reason == outcome.reason && r.examples.size() >= kExamples;
+        });
         DataProblem example;
         if (wants_example) {
-          example = {outcome.error ? outcome.error->code() : "DAT003", index_.file(entries[i]), index_.line(entries[i]),
-                     id(i), outcome.error ? outcome.error->message() : outcome.reason, {}, {}};
+          example = {outcome.error ? outcome.error->code() : "DAT003",
+                     index_.file(entries[i]),
+                     index_.line(entries[i]),
+                     id(i),
+                     outcome.error ? outcome.error->message() : outcome.reason,
+                     {},
+                     {}};
           if (outcome.error && !outcome.error->place().empty()) example.details.push_back(outcome.error->place());
         }
         count_dropped(outcome.reason, outcome.bad, 1, wants_example ? &example : nullptr);
@@ -213,8 +217,8 @@ void Dataset::apply_limits(std::vector<Outcome>& outcomes) {
       entry.code_length = static_cast<std::uint16_t>(std::min<std::int64_t>(entry.code_length, code_limit_));
       continue;
     }
-    const std::string reason = long_text ? concat("text longer than ", text_limit_, " ids")
-                                         : concat("more than ", code_limit_, " codes");
+    const std::string reason =
+        long_text ? concat("text longer than ", text_limit_, " ids") : concat("more than ", code_limit_, " codes");
     if (on_overlong_ == "refuse") {
       throw Error("DAT003", concat("a sample is longer than the model's position tables: ", reason))
           .at(place(static_cast<std::uint32_t>(i)))
@@ -257,8 +261,10 @@ std::uint64_t Dataset::bad_at_open() const {
 
 void Dataset::check_bad_fraction(std::uint64_t bad) const {
   if (static_cast<double>(bad) <= max_bad_fraction_ * static_cast<double>(records_)) return;
-  Error error("DAT008", concat(human_count(bad), " of ", human_count(records_), " samples cannot be used, more than "
-                               "data.max_bad_fraction (", exact_number(max_bad_fraction_), ") allows"));
+  Error error("DAT008", concat(human_count(bad), " of ", human_count(records_),
+                               " samples cannot be used, more than "
+                               "data.max_bad_fraction (",
+                               exact_number(max_bad_fraction_), ") allows"));
   for (const DropReason& reason : dropped_) {
     if (!reason.bad) continue;
     std::move(error).detail(concat(human_count(reason.count), ": ", reason.reason));
@@ -301,8 +307,9 @@ const std::string& Dataset::fingerprint() const {
     std::string text = concat("data 1\nlimits ", on_overlong_, " ", text_limit_, " ", code_limit_, "\nconditioning ",
                               model_.conditioning, "\n");
     if (tokenises_) text += concat("tokenizer ", tokenizer_->sha256(), " ", default_language_, "\n");
-    const std::uint32_t last = groups_.size() > 1 && groups_[1].begin < size() ? index_[groups_[1].begin].manifest()
-                                                                              : static_cast<std::uint32_t>(index_.manifests());
+    const std::uint32_t last = groups_.size() > 1 && groups_[1].begin < size()
+                                   ? index_[groups_[1].begin].manifest()
+                                   : static_cast<std::uint32_t>(index_.manifests());
     for (std::size_t i = 0; i < last; ++i) {
       text += concat("manifest ", content_hash(index_.manifest_bytes(i)), " ",
                      tokenises_ ? index_.manifest_language(i) : "", "\n");

@@ -79,7 +79,8 @@ std::vector<std::int32_t> Dataset::read_text(const PairEntry& entry, const PairR
     return ids;
   }
   const std::string path = index_.resolve(entry, record.target_text_ids_path);
-  const auto ids = read_integers(path, "text ids", record.target_text_len >= 0 ? record.target_text_len : entry.text_length);
+  const auto ids =
+      read_integers(path, "text ids", record.target_text_len >= 0 ? record.target_text_len : entry.text_length);
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] >= 0 && ids[i] < model_.number_text_tokens) continue;
     throw Error("DAT005", "a text id is outside the vocabulary")
@@ -92,10 +93,12 @@ std::vector<std::int32_t> Dataset::read_text(const PairEntry& entry, const PairR
 
 std::vector<std::int32_t> Dataset::read_codes(const PairEntry& entry, const PairRecord& record) const {
   const std::string path = index_.resolve(entry, record.target_codes_path);
-  const auto codes = read_integers(path, "codes", record.target_code_len >= 0 ? record.target_code_len : entry.code_length);
+  const auto codes =
+      read_integers(path, "codes", record.target_code_len >= 0 ? record.target_code_len : entry.code_length);
   for (std::size_t i = 0; i < codes.size(); ++i) {
     const std::int64_t code = codes[i];
-    if (code >= 0 && code < model_.number_mel_codes && code != model_.start_mel_token && code != model_.stop_mel_token) {
+    if (code >= 0 && code < model_.number_mel_codes && code != model_.start_mel_token &&
+        code != model_.stop_mel_token) {
       continue;
     }
     const bool special = code == model_.start_mel_token || code == model_.stop_mel_token;

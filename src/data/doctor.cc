@@ -16,7 +16,7 @@ namespace doctor {
 namespace {
 
 constexpr std::uint64_t kSampleStream = 0x444F43ULL << 32;  // "DOC"
-constexpr std::size_t kChunk = 1024;                         // arrays looked at before findings are noted
+constexpr std::size_t kChunk = 1024;                        // arrays looked at before findings are noted
 
 // The allowance of a codec: rounding, and a frame at either end.
 bool longer_than_clip(std::int64_t codes, double duration, double per_second) {
@@ -117,9 +117,9 @@ void Corpus::report_dropped(Findings& findings) const {
     finding.count += reason.count;
     for (const DataProblem& problem : reason.problems) {
       if (finding.places.size() >= Finding::kPlaces) break;
-      finding.places.push_back({problem.file, problem.line, problem.sample,
-                                problem.details.empty() ? problem.message
-                                                        : concat(problem.message, "; ", join(problem.details, "; "))});
+      finding.places.push_back(
+          {problem.file, problem.line, problem.sample,
+           problem.details.empty() ? problem.message : concat(problem.message, "; ", join(problem.details, "; "))});
     }
   }
 }
@@ -141,10 +141,11 @@ void Corpus::find_padded_codes(Findings& findings, double per_second) const {
     const Clip& clip = clips.at(target);
     const std::int64_t codes = index[clip.sample].code_length;
     if (!longer_than_clip(codes, clip.duration, per_second)) continue;
-    findings.note("padded_codes", severity,
-                  concat("more codes than the clip's duration holds (", padded, " of ", known, " clips of known duration)"),
-                  kFix, place(clip.sample, concat(codes, " codes, ", fixed(clip.duration, 2), " s hold ",
-                                                  std::llround(clip.duration * per_second))));
+    findings.note(
+        "padded_codes", severity,
+        concat("more codes than the clip's duration holds (", padded, " of ", known, " clips of known duration)"), kFix,
+        place(clip.sample, concat(codes, " codes, ", fixed(clip.duration, 2), " s hold ",
+                                  std::llround(clip.duration * per_second))));
   }
   // Without durations: clips that were one batch stand together and have one length.
   std::map<std::int64_t, std::uint64_t> lengths;
@@ -212,8 +213,8 @@ void Corpus::find_strange_speeds(Findings& findings) const {
     const SampleInfo info = dataset->info(sample);
     findings.note("text_speed", Severity::kWarning, "speech far faster or slower than the rest of the corpus",
                   "listen to them: the text often belongs to another clip, or the clip is cut wrongly",
-                  place(sample, concat(info.text_length, " ids, ", info.code_length, " codes; usual: ",
-                                       fixed(std::exp(median), 1), " codes per id")));
+                  place(sample, concat(info.text_length, " ids, ", info.code_length,
+                                       " codes; usual: ", fixed(std::exp(median), 1), " codes per id")));
   }
 }
 
@@ -279,10 +280,10 @@ void find_leakage(const Corpus& train, const Corpus& validation, Findings& findi
                   validation.place(sample, concat("trained at ", train.dataset->place(other->second))));
   }
   if (shared.empty()) return;
-  Finding& finding = findings.entry(
-      "leakage_speaker", Severity::kInfo,
-      concat(shared.size(), " of ", all.size(), " validation speakers are also in training"),
-      "the Python tools split by utterance; hold whole speakers out to measure new voices");
+  Finding& finding =
+      findings.entry("leakage_speaker", Severity::kInfo,
+                     concat(shared.size(), " of ", all.size(), " validation speakers are also in training"),
+                     "the Python tools split by utterance; hold whole speakers out to measure new voices");
   finding.count = shared.size();
 }
 

@@ -82,7 +82,8 @@ ArrayExamination::Look ArrayExamination::look_at(std::uint32_t sample) const {
   look.ids = batch.text.size();
   for (std::size_t i = 0; i < batch.text.size(); ++i) {
     look.unknown += batch.text[i] == Tokenizer::kUnknown;
-    const bool special = batch.text[i] == dataset.model().start_text_token || batch.text[i] == dataset.model().stop_text_token;
+    const bool special =
+        batch.text[i] == dataset.model().start_text_token || batch.text[i] == dataset.model().stop_text_token;
     if (special && look.special < 0) look.special = static_cast<std::int64_t>(i);
   }
   for (std::int64_t period = 1; period <= kLongestPeriod && look.tail == 0; ++period) {
@@ -91,7 +92,8 @@ ArrayExamination::Look ArrayExamination::look_at(std::uint32_t sample) const {
     look.tail = tail;
     look.period = period;
   }
-  look.codes_hash = hash_id({reinterpret_cast<const char*>(batch.codes.data()), batch.codes.size() * sizeof(std::int32_t)});
+  look.codes_hash =
+      hash_id({reinterpret_cast<const char*>(batch.codes.data()), batch.codes.size() * sizeof(std::int32_t)});
   const std::vector<float>& condition = batch.features.empty() ? batch.condition : batch.features;
   look.empty_condition = constant(condition);
   look.empty_emotion = batch.features.empty() && constant(batch.emo_vec);
@@ -156,7 +158,8 @@ void ArrayExamination::note(const Look& look) {
   };
   if (target(look.sample, one) == target(first->second, two)) return;
   findings_.note(check_name("duplicate_codes"), Severity::kWarning, "different clips with the same codes",
-                 "the same recording twice: keep one of them", place(look, concat("as ", dataset.place(first->second))));
+                 "the same recording twice: keep one of them",
+                 place(look, concat("as ", dataset.place(first->second))));
 }
 
 void ArrayExamination::note_text(const Look& look) {
@@ -184,9 +187,8 @@ void ArrayExamination::conclude() {
   }
   std::vector<std::pair<std::uint64_t, std::string>> worst;
   for (const auto& [character, count] : uncovered_) worst.emplace_back(count, character);
-  std::sort(worst.begin(), worst.end(), [](const auto& a, const auto& b) {
-    return a.first != b.first ? a.first > b.first : a.second < b.second;
-  });
+  std::sort(worst.begin(), worst.end(),
+            [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
   std::string named;
   for (std::size_t i = 0; i < std::min<std::size_t>(worst.size(), 20); ++i) {
     named += concat(i > 0 ? " " : "", worst[i].second, "×", worst[i].first);
@@ -196,12 +198,12 @@ void ArrayExamination::conclude() {
     const double share = static_cast<double>(unknown_[m]) / static_cast<double>(ids_[m]);
     corpus_.summaries[m].unknown_share = share;
     if (share <= options_.unknown_warning) continue;
-    findings_.note(check_name("unknown_pieces"),
-                   share > options_.unknown_error ? Severity::kError : Severity::kWarning,
-                   "texts hold characters the tokenizer does not know",
-                   "extend the vocabulary (train_gpt_v2 extend-vocab): every <unk> is a sound that cannot be learned",
-                   {corpus_.summaries[m].path, 0, "",
-                    concat(fixed(100 * share, 2), " % of the ids are <unk>", named.empty() ? "" : "; without a piece: ", named)});
+    findings_.note(
+        check_name("unknown_pieces"), share > options_.unknown_error ? Severity::kError : Severity::kWarning,
+        "texts hold characters the tokenizer does not know",
+        "extend the vocabulary (train_gpt_v2 extend-vocab): every <unk> is a sound that cannot be learned",
+        {corpus_.summaries[m].path, 0, "",
+         concat(fixed(100 * share, 2), " % of the ids are <unk>", named.empty() ? "" : "; without a piece: ", named)});
   }
 }
 

@@ -66,7 +66,8 @@ class Repair {
     }
     clip.length = length;
     clip.path = concat("codes/", report_.trimmed, "_", file_name(record.target_codes_path));
-    const auto bytes = codes.contiguous().bytes().subspan(0, static_cast<std::size_t>(length) * dtype_size(codes.dtype));
+    const auto bytes =
+        codes.contiguous().bytes().subspan(0, static_cast<std::size_t>(length) * dtype_size(codes.dtype));
     write_npy(path_join(folder_, clip.path), Tensor::copy_of(codes.dtype, {length}, bytes));
     ++report_.trimmed;
     return clip;

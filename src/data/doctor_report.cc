@@ -19,7 +19,8 @@ std::string_view severity_name(Severity severity) {
 std::string bars(const LengthHistogram& histogram) {
   std::string text = concat(histogram.name, ": shortest ", histogram.shortest, ", median ", histogram.median, ", 95 % ",
                             histogram.p95, ", longest ", histogram.longest, "\n");
-  const std::uint64_t most = histogram.counts.empty() ? 0 : *std::max_element(histogram.counts.begin(), histogram.counts.end());
+  const std::uint64_t most =
+      histogram.counts.empty() ? 0 : *std::max_element(histogram.counts.begin(), histogram.counts.end());
   for (std::size_t i = 0; i < histogram.counts.size(); ++i) {
     std::string limit = concat("<= ", histogram.limits[i]);
     limit.insert(0, limit.size() < 9 ? 9 - limit.size() : 0, ' ');

@@ -74,7 +74,8 @@ void BatchLoader::fill(Round& round) const {
         dataset_.load(sample, round.batch);
       } catch (const Error& error) {
         if (!dataset_.skips_bad_samples() || error.status() == ExitStatus::kInternal) throw;
-        round.skipped.emplace_back(sample, concat(error.place(), ": ", error.message(), " (", join(error.details(), "; "), ")"));
+        round.skipped.emplace_back(
+            sample, concat(error.place(), ": ", error.message(), " (", join(error.details(), "; "), ")"));
       }
     }
   } catch (...) {

@@ -142,7 +142,8 @@ bool PairIndex::usable(const PairRecord& record, RecordProblem& problem) const {
                    "add it, or set model.conditioning to \"online\" and give prompt_features_path");
     }
     if (record.emo_vec_path().empty()) {
-      return lacks("prompt_emo_vec_path", "the record names no emotion vector (target_emo_vec_path would do)", "add it");
+      return lacks("prompt_emo_vec_path", "the record names no emotion vector (target_emo_vec_path would do)",
+                   "add it");
     }
   } else if (settings_.needs == Needs::kFeatures && record.prompt_features_path.empty()) {
     return lacks("prompt_features_path", "online conditioning needs the prompt's features",
@@ -150,7 +151,8 @@ bool PairIndex::usable(const PairRecord& record, RecordProblem& problem) const {
   }
   if (record.target_text_ids_path.empty()) {
     if (record.target_text.empty()) {
-      return lacks("target_text_ids_path", "the record has neither text ids nor text", "add target_text_ids_path or target_text");
+      return lacks("target_text_ids_path", "the record has neither text ids nor text",
+                   "add target_text_ids_path or target_text");
     }
     if (settings_.text_needs_ids) {
       return lacks("target_text", "the text must be tokenised, and no tokenizer is configured",
@@ -174,18 +176,18 @@ void PairIndex::index_chunk(const File& file, std::uint32_t number, Chunk& chunk
   std::size_t at = chunk.begin;
   while (at < chunk.end) {
     const void* newline = std::memchr(bytes.data() + at, '\n', chunk.end - at);
-    const std::size_t end = newline ? static_cast<std::size_t>(static_cast<const char*>(newline) - bytes.data())
-                                    : chunk.end;
+    const std::size_t end =
+        newline ? static_cast<std::size_t>(static_cast<const char*>(newline) - bytes.data()) : chunk.end;
     const std::string_view line = bytes.substr(at, end - at);
     ++chunk.lines;
     if (!blank(line)) {
       ++chunk.records;
       if (parser.parse(line, bytes.size() - at, record, problem) && usable(record, problem)) {
         std::string_view language = record.stated_language();
-        const std::string canonical =
-            !language.empty() ? canonical_language(language)
-            : !file.language.empty() ? file.language
-            : !settings_.default_language.empty() ? settings_.default_language : language_of_script(record.target_text);
+        const std::string canonical = !language.empty()                     ? canonical_language(language)
+                                      : !file.language.empty()              ? file.language
+                                      : !settings_.default_language.empty() ? settings_.default_language
+                                                                            : language_of_script(record.target_text);
         const std::uint64_t language_number = chunk.languages.number(canonical);
         PairEntry entry;
         entry.place = at | std::uint64_t{number} << 40 | std::min<std::uint64_t>(language_number, 255) << 56;
@@ -237,8 +239,9 @@ void PairIndex::merge(std::vector<Chunk>& chunks, const File& file) {
   }
   if (lines > kMaxLines) throw Error("DAT001", concat("the manifest has ", lines, " lines; 100,000,000 are allowed"));
   if (languages.names().size() > 255) {
-    throw Error("DAT001", "more than 255 different languages are named").where(file.path).fix(
-        "check the fields target_language and language");
+    throw Error("DAT001", "more than 255 different languages are named")
+        .where(file.path)
+        .fix("check the fields target_language and language");
   }
   speakers_ = speakers.names();
   languages_ = languages.names();
@@ -339,7 +342,9 @@ PairRecord PairIndex::record(const PairEntry& entry, RecordParser& parser) const
   PairRecord record;
   RecordProblem problem;
   if (!parser.parse(text, readable, record, problem)) {
-    throw make_problem(problem, file(entry), line(entry), "").error().detail("the manifest changed while it was in use");
+    throw make_problem(problem, file(entry), line(entry), "")
+        .error()
+        .detail("the manifest changed while it was in use");
   }
   return record;
 }

@@ -123,7 +123,12 @@ std::u32string_view without_speaker_tag(std::u32string_view text, bool ethiopic)
 // One character of the table that all languages share, 0 when it stays.
 char32_t shared_replacement(char32_t c) {
   switch (c) {
-    case U'：': case U'；': case U';': case U'，': case U'、': case U':':
+    case U'：':
+    case U'；':
+    case U';':
+    case U'，':
+    case U'、':
+    case U':':
       return U',';
     case U'。':
       return U'.';
@@ -133,10 +138,28 @@ char32_t shared_replacement(char32_t c) {
       return U'?';
     case U'\n':
       return U' ';
-    case U'·': case U'—': case U'～': case U'~':
+    case U'·':
+    case U'—':
+    case U'～':
+    case U'~':
       return U'-';
-    case U'“': case U'”': case U'"': case U'‘': case U'’': case U'（': case U'）': case U'(': case U')': case U'《':
-    case U'》': case U'【': case U'】': case U'[': case U']': case U'「': case U'」':
+    case U'“':
+    case U'”':
+    case U'"':
+    case U'‘':
+    case U'’':
+    case U'（':
+    case U'）':
+    case U'(':
+    case U')':
+    case U'《':
+    case U'》':
+    case U'【':
+    case U'】':
+    case U'[':
+    case U']':
+    case U'「':
+    case U'」':
       return U'\'';
     default:
       return 0;
@@ -151,7 +174,8 @@ char32_t amharic_replacement(char32_t c) {
       return U',';
     case U'፤':
       return U';';
-    case U'፥': case U'፦':
+    case U'፥':
+    case U'፦':
       return U':';
     case U'፧':
       return U'?';
@@ -178,7 +202,7 @@ std::u32string replace_punctuation(std::u32string_view text, std::string_view la
       i += 1;
     } else {
       const char32_t c = text[i];
-      const char32_t other = language == "am"                 ? amharic_replacement(c)
+      const char32_t other = language == "am"                ? amharic_replacement(c)
                              : language == "zh" && c == U'$' ? U'.'
                                                              : shared_replacement(c);
       replaced.push_back(other ? other : c);
@@ -192,11 +216,13 @@ bool is_ethiopic(char32_t c) {
 }
 
 bool is_japanese(char32_t c) {
-  return (c >= 0x3040 && c <= 0x30FF) || (c >= 0x31F0 && c <= 0x31FF) || (c >= 0xFF66 && c <= 0xFF9F) ||
-         c == U'〝' || c == U'〞' || c == U'〟' || c == U'々' || c == U'〆';
+  return (c >= 0x3040 && c <= 0x30FF) || (c >= 0x31F0 && c <= 0x31FF) || (c >= 0xFF66 && c <= 0xFF9F) || c == U'〝' ||
+         c == U'〞' || c == U'〟' || c == U'々' || c == U'〆';
 }
 
-bool is_ideograph(char32_t c) { return c >= 0x4E00 && c <= 0x9FFF; }
+bool is_ideograph(char32_t c) {
+  return c >= 0x4E00 && c <= 0x9FFF;
+}
 
 // The ranges at which the reference splits; they include Ethiopic Extended-A.
 bool is_split_character(char32_t c) {
@@ -243,7 +269,9 @@ std::string canonical_language(std::string_view name) {
   return language;
 }
 
-bool is_amharic(std::string_view text) { return any_character(text, is_ethiopic); }
+bool is_amharic(std::string_view text) {
+  return any_character(text, is_ethiopic);
+}
 
 std::string language_of_script(std::string_view text) {
   if (text.empty()) return "";

@@ -110,8 +110,7 @@ bool check_string(const Field& field, std::string_view value, RecordProblem& pro
   }
 }
 
-bool read_value(const Field& field, const simdjson::dom::element& element, PairRecord& record,
-                RecordProblem& problem) {
+bool read_value(const Field& field, const simdjson::dom::element& element, PairRecord& record, RecordProblem& problem) {
   if (element.is_null()) return true;
   if (field.text) {
     std::string_view value;
@@ -188,8 +187,7 @@ struct RecordParser::Impl {
   bool read_object(const simdjson::dom::object& object, PairRecord& record, RecordProblem& problem);
 };
 
-bool RecordParser::Impl::read_object(const simdjson::dom::object& object, PairRecord& record,
-                                     RecordProblem& problem) {
+bool RecordParser::Impl::read_object(const simdjson::dom::object& object, PairRecord& record, RecordProblem& problem) {
   std::uint32_t seen = 0;
   std::size_t expected = 0;
   other_keys.clear();
@@ -247,10 +245,10 @@ bool RecordParser::parse(std::string_view line, std::size_t readable, PairRecord
     data = impl_->padded.data();
   }
   simdjson::dom::element root;
-  const auto parsed =
-      impl_->parser.parse(reinterpret_cast<const std::uint8_t*>(data), line.size(), false).get(root);
+  const auto parsed = impl_->parser.parse(reinterpret_cast<const std::uint8_t*>(data), line.size(), false).get(root);
   if (parsed != simdjson::SUCCESS) {
-    fill(problem, "", line, concat("not a valid JSON record: ", simdjson::error_message(parsed)), syntax_fix(parsed, line));
+    fill(problem, "", line, concat("not a valid JSON record: ", simdjson::error_message(parsed)),
+         syntax_fix(parsed, line));
     return false;
   }
   simdjson::dom::object object;

@@ -166,8 +166,10 @@ class ReplayStream {
 };
 
 // Adds replay samples batch by batch. How many is settled by running totals, so that any run of batches holds the share
-// to within one sample; which ones is settled over groups of `pool` batches, long ones going to batches of long samples.
-BatchPlan with_replay(const Dataset& dataset, const PlanSettings& settings, const BatchPlan& plan, std::uint64_t epoch) {
+// to within one sample; which ones is settled over groups of `pool` batches, long ones going to batches of long
+// samples.
+BatchPlan with_replay(const Dataset& dataset, const PlanSettings& settings, const BatchPlan& plan,
+                      std::uint64_t epoch) {
   double replay_share = 0;
   for (const double share : settings.replay_shares) replay_share += share;
   std::vector<std::vector<std::uint32_t>> added(plan.size());
@@ -242,9 +244,15 @@ PlanSettings PlanSettings::from(const Options& options) {
 }
 
 nlohmann::json PlanSettings::save_state() const {
-  return {{"mode", mode},       {"boundaries", boundaries}, {"batch_tokens", batch_tokens},
-          {"pool", pool},       {"drop_last", drop_last},   {"batch_size", batch_size},
-          {"padded", padded},   {"seed", seed},             {"replay_shares", replay_shares}};
+  return {{"mode", mode},
+          {"boundaries", boundaries},
+          {"batch_tokens", batch_tokens},
+          {"pool", pool},
+          {"drop_last", drop_last},
+          {"batch_size", batch_size},
+          {"padded", padded},
+          {"seed", seed},
+          {"replay_shares", replay_shares}};
 }
 
 PlanSettings PlanSettings::load_state(const nlohmann::json& state) {
@@ -280,7 +288,8 @@ BatchCursor BatchCursor::load_state(const nlohmann::json& state) {
     state.at("batch").get_to(cursor.batch);
     state.at("consumed").get_to(cursor.consumed);
     for (const nlohmann::json& part : state.at("earlier")) {
-      cursor.earlier.push_back({PlanSettings::load_state(part.at("settings")), part.at("batches").get<std::uint64_t>()});
+      cursor.earlier.push_back(
+          {PlanSettings::load_state(part.at("settings")), part.at("batches").get<std::uint64_t>()});
     }
   } catch (const nlohmann::json::exception& error) {
     malformed_state(error.what());

@@ -83,7 +83,8 @@ OrderFile read_order_file(const std::string& path, const Dataset& dataset) {
     at = newline + 1;
     ++line_number;
     if (line.empty() && trim(bytes.substr(std::min(at, bytes.size()))).empty()) break;
-    if (line.size() > kMaxOrderLine) refuse("a line is longer than 4 MiB", "each line holds the ids of one micro-batch");
+    if (line.size() > kMaxOrderLine)
+      refuse("a line is longer than 4 MiB", "each line holds the ids of one micro-batch");
     const auto ids = nlohmann::json::parse(line, nullptr, false);
     if (!ids.is_array() || ids.empty()) {
       refuse("a line of an order file is an array of at least one pair id", "write [\"id\", \"id\"] on every line");

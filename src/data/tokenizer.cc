@@ -184,7 +184,8 @@ Tokenizer::Tokenizer(const std::string& path) : impl_(std::make_unique<Impl>()),
   const auto status = processor.LoadFromSerializedProto(bytes);
   if (!status.ok()) damaged(path, status.message());
   size_ = processor.GetPieceSize();
-  if (size_ != static_cast<std::int64_t>(facts.pieces)) damaged(path, "SentencePiece counts other pieces than the file holds");
+  if (size_ != static_cast<std::int64_t>(facts.pieces))
+    damaged(path, "SentencePiece counts other pieces than the file holds");
   if (processor.bos_id() != kBos || processor.eos_id() != kEos || processor.unk_id() != kUnknown ||
       processor.pad_id() >= 0) {
     throw Error("TOK002", "the tokenizer numbers its special pieces in another way than IndexTTS2")
@@ -234,6 +235,8 @@ std::string Tokenizer::piece(std::int32_t id) const {
   return impl_->processor.IdToPiece(id);
 }
 
-std::int32_t Tokenizer::piece_id(std::string_view piece) const { return impl_->processor.PieceToId(piece); }
+std::int32_t Tokenizer::piece_id(std::string_view piece) const {
+  return impl_->processor.PieceToId(piece);
+}
 
 }  // namespace train_gpt_v2

@@ -39,7 +39,7 @@ struct SampleGroup {
 
 // Why samples are not used, and how many.
 struct DropReason {
-  std::string reason;                 // "text longer than 600 ids", ...
+  std::string reason;  // "text longer than 600 ids", ...
   std::uint64_t count = 0;
   bool bad = false;                   // counts towards data.max_bad_fraction
   std::vector<std::string> examples;  // the first ten, "file:line: id: why"

@@ -56,13 +56,13 @@ struct ManifestSummary {
   std::string path;
   bool validation = false;
   std::uint64_t pairs = 0, clips = 0, speakers = 0;
-  double hours = 0;                // of distinct targets, from their codes at 50 per second
-  double unknown_share = -1;       // of the sampled ids; -1 = none looked at
+  double hours = 0;           // of distinct targets, from their codes at 50 per second
+  double unknown_share = -1;  // of the sampled ids; -1 = none looked at
 };
 
 struct DoctorOptions {
   bool full = false;
-  std::size_t sample = 2000;       // pairs whose arrays are read, per data set
+  std::size_t sample = 2000;  // pairs whose arrays are read, per data set
   std::uint64_t seed = 1;
   double unknown_warning = 0.001, unknown_error = 0.01;
   double codes_per_second = 50;

@@ -33,7 +33,7 @@ struct PairEntry {
   static constexpr std::uint16_t kUnknownLength = 0xFFFF;
   static constexpr std::uint16_t kMaxLength = 0xFFFE;  // longer ones are stored as this: no model takes them
 
-  std::uint64_t place = 0;    // offset of the line (40 bits), manifest (16 bits), language (8 bits)
+  std::uint64_t place = 0;  // offset of the line (40 bits), manifest (16 bits), language (8 bits)
   std::uint64_t id_hash = 0;
   std::uint32_t speaker = 0;
   std::uint16_t text_length = kUnknownLength;
@@ -49,10 +49,10 @@ std::uint64_t hash_id(std::string_view id);
 
 // A record or sample that cannot be used.
 struct DataProblem {
-  std::string code;     // the error code it would be thrown with
+  std::string code;  // the error code it would be thrown with
   std::string file;
-  long line = 0;        // 0 = unknown
-  std::string sample;   // pair id, "" when unreadable
+  long line = 0;       // 0 = unknown
+  std::string sample;  // pair id, "" when unreadable
   std::string message;
   std::vector<std::string> details;
   std::string fix;

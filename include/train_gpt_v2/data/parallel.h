@@ -12,7 +12,9 @@
 
 namespace train_gpt_v2 {
 
-inline std::size_t parallel_threads() { return std::clamp(std::thread::hardware_concurrency(), 1U, 8U); }
+inline std::size_t parallel_threads() {
+  return std::clamp(std::thread::hardware_concurrency(), 1U, 8U);
+}
 
 template <typename Body>
 void in_parallel(std::size_t count, std::size_t grain, const Body& body) {

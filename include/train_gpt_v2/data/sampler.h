@@ -63,7 +63,7 @@ struct ConsumedPart {
 // The position in the endless sequence of epochs: batch `batch` of epoch `epoch` comes next.
 struct BatchCursor {
   std::uint64_t epoch = 0, batch = 0;
-  std::uint64_t consumed = 0;             // micro-batches since the run began
+  std::uint64_t consumed = 0;              // micro-batches since the run began
   std::vector<ConsumedPart> earlier = {};  // of this epoch, before the settings were changed
 
   nlohmann::json save_state() const;
@@ -99,13 +99,13 @@ BatchPlan spread(const BatchPlan& plan, std::size_t count);
 
 struct PlanStatistics {
   std::uint64_t samples = 0, batches = 0, replay_samples = 0;
-  std::uint64_t positions = 0;        // without padding
-  std::uint64_t longest_batch = 0;    // number of the batch with the most padded positions
+  std::uint64_t positions = 0;      // without padding
+  std::uint64_t longest_batch = 0;  // number of the batch with the most padded positions
   std::uint64_t longest_positions = 0;
-  double padding_share = 0;           // of padded positions, in this plan
-  double random_padding_share = 0;    // the same sizes of batch, filled at random
+  double padding_share = 0;         // of padded positions, in this plan
+  double random_padding_share = 0;  // the same sizes of batch, filled at random
   double speakers_per_batch = 0, random_speakers_per_batch = 0;
-  double length_correlation = 0;      // of the mean lengths of neighbouring batches (lag 1)
+  double length_correlation = 0;  // of the mean lengths of neighbouring batches (lag 1)
 };
 
 // The comparison with random batches uses its own random numbers; the plan is not touched.

@@ -52,11 +52,12 @@ inline void write_array(const std::string& path, const Tensor& tensor) {
 
 // A line as the Python tools write it; every pair has its own text and code files, conditions are shared.
 inline std::string pair_line(const std::string& id, const PairLengths& pair) {
-  return concat(R"({"id": ")", id, R"(", "speaker": ")", pair.speaker, R"(", "prompt_id": "p", "prompt_audio_path": "a.wav", )",
-                R"("prompt_condition_path": "condition.npy", "prompt_condition_len": 4, "prompt_emo_vec_path": "emo.npy", )",
-                R"("prompt_duration": 1.5, "target_id": ")", id, R"(", "target_audio_path": "b.wav", "target_text": "x", )",
-                R"("target_text_ids_path": "text_)", id, R"(.npy", "target_text_len": )", pair.text,
-                R"(, "target_codes_path": "codes_)", id, R"(.npy", "target_code_len": )", pair.codes, "}\n");
+  return concat(
+      R"({"id": ")", id, R"(", "speaker": ")", pair.speaker, R"(", "prompt_id": "p", "prompt_audio_path": "a.wav", )",
+      R"("prompt_condition_path": "condition.npy", "prompt_condition_len": 4, "prompt_emo_vec_path": "emo.npy", )",
+      R"("prompt_duration": 1.5, "target_id": ")", id, R"(", "target_audio_path": "b.wav", "target_text": "x", )",
+      R"("target_text_ids_path": "text_)", id, R"(.npy", "target_text_len": )", pair.text,
+      R"(, "target_codes_path": "codes_)", id, R"(.npy", "target_code_len": )", pair.codes, "}\n");
 }
 
 inline std::string write_manifest(const TemporaryFolder& folder, const std::string& name,
@@ -79,7 +80,8 @@ inline void write_arrays(const TemporaryFolder& folder, const std::vector<PairLe
   write_array(folder.file("condition.npy"), array_of<float>(DType::kFloat32, {4, 3}, std::vector<float>(12, 0.5F)));
   write_array(folder.file("emo.npy"), array_of<float>(DType::kFloat32, {3}, std::vector<float>(3, 0.25F)));
   for (std::size_t i = 0; i < pairs.size(); ++i) {
-    const std::vector<std::int32_t> text(static_cast<std::size_t>(pairs[i].text), static_cast<std::int32_t>(i % 300 + 3));
+    const std::vector<std::int32_t> text(static_cast<std::size_t>(pairs[i].text),
+                                         static_cast<std::int32_t>(i % 300 + 3));
     const std::vector<std::int32_t> codes(static_cast<std::size_t>(pairs[i].codes), static_cast<std::int32_t>(i % 200));
     write_array(folder.file(concat("text_", prefix, i, ".npy")), array_of(DType::kInt32, {pairs[i].text}, text));
     write_array(folder.file(concat("codes_", prefix, i, ".npy")), array_of(DType::kInt32, {pairs[i].codes}, codes));

@@ -15,14 +15,14 @@ namespace train_gpt_v2 {
 namespace {
 
 using ::testing::AllOf;
-using ::testing::ElementsAre;
-using ::testing::HasSubstr;
-using ::testing::SizeIs;
 using testing::array_of;
 using testing::data_path;
+using ::testing::ElementsAre;
 using testing::fixture_model;
+using ::testing::HasSubstr;
 using testing::pair_line;
 using testing::PairLengths;
+using ::testing::SizeIs;
 using testing::TemporaryFolder;
 using testing::tiny_model;
 using testing::write_array;
@@ -113,9 +113,11 @@ TEST(Dataset, OnlineConditioningReadsFeatures) {
   std::filesystem::copy(data_path("fixtures/data"), folder.path(), std::filesystem::copy_options::recursive);
   std::string manifest;
   for (const char* target : {"spk000_000001", "spk000_000002"}) {
-    manifest += concat(R"({"id": ")", target, R"(", "prompt_features_path": "features/spk000_000000.npy", "target_text_ids_path": "text_ids/)",
-                       target, R"(.npy", "target_codes_path": "codes/)", target, R"(.npy")",
-                       std::string(target).back() == '2' ? R"(, "emo_features_path": "features/spk001_000000.npy"})" : "}", "\n");
+    manifest += concat(
+        R"({"id": ")", target,
+        R"(", "prompt_features_path": "features/spk000_000000.npy", "target_text_ids_path": "text_ids/)", target,
+        R"(.npy", "target_codes_path": "codes/)", target, R"(.npy")",
+        std::string(target).back() == '2' ? R"(, "emo_features_path": "features/spk001_000000.npy"})" : "}", "\n");
   }
   ModelOptions model = fixture_model();
   model.conditioning = "online";
@@ -153,10 +155,12 @@ struct OnePair {
     return report;
   }
   void codes(std::vector<std::int32_t> values) const {
-    write_array(folder.file("codes_u0.npy"), array_of(DType::kInt32, {static_cast<std::int64_t>(values.size())}, values));
+    write_array(folder.file("codes_u0.npy"),
+                array_of(DType::kInt32, {static_cast<std::int64_t>(values.size())}, values));
   }
   void text(std::vector<std::int32_t> values) const {
-    write_array(folder.file("text_u0.npy"), array_of(DType::kInt32, {static_cast<std::int64_t>(values.size())}, values));
+    write_array(folder.file("text_u0.npy"),
+                array_of(DType::kInt32, {static_cast<std::int64_t>(values.size())}, values));
   }
   TemporaryFolder folder;
   std::string manifest;
@@ -167,8 +171,9 @@ TEST(Dataset, RefusesCodesAndIdsOutsideTheirRange) {
   EXPECT_EQ(pair.load_report(), "");
   for (const std::int32_t bad : {-1, 224, 225, 226, 2'000'000'000}) {
     pair.codes({1, 2, bad, 4, 5, 6});
-    EXPECT_THAT(pair.load_report(), AllOf(HasSubstr("DAT004"), HasSubstr(concat("code ", bad, " at element 2")),
-                                          HasSubstr("pairs.jsonl:1"), HasSubstr("sample: u0"), HasSubstr("codes_u0.npy")));
+    EXPECT_THAT(pair.load_report(),
+                AllOf(HasSubstr("DAT004"), HasSubstr(concat("code ", bad, " at element 2")), HasSubstr("pairs.jsonl:1"),
+                      HasSubstr("sample: u0"), HasSubstr("codes_u0.npy")));
   }
   pair.codes({0, 223, 0, 0, 0, 0});
   EXPECT_EQ(pair.load_report(), "");
@@ -215,7 +220,8 @@ TEST(Dataset, RefusesConditionsThatDoNotFitOrAreNotFinite) {
   write_array(pair.folder.file("condition.npy"), array_of(DType::kInt32, {4, 3}, std::vector<std::int32_t>(12)));
   EXPECT_THAT(pair.load_report(), AllOf(HasSubstr("DAT006"), HasSubstr("int32")));
   // Half precision is read as well: 0x3C00 is 1.0.
-  write_array(pair.folder.file("condition.npy"), array_of(DType::kFloat16, {4, 3}, std::vector<std::uint16_t>(12, 0x3C00)));
+  write_array(pair.folder.file("condition.npy"),
+              array_of(DType::kFloat16, {4, 3}, std::vector<std::uint16_t>(12, 0x3C00)));
   const Dataset data({pair.manifest}, {}, {}, tiny_model());
   Batch batch;
   data.load(0, batch);
@@ -262,7 +268,8 @@ TEST(Dataset, FindsMissingLengthsInTheArrays) {
   const TemporaryFolder folder;
   testing::write_arrays(folder, {{5, 6}});
   std::string line = pair_line("u0", {0, 0});
-  for (const char* name : {"\"target_text_len\"", "\"target_code_len\""}) line.replace(line.find(name), std::string(name).size(), concat("\"no", std::string(name).substr(1)));
+  for (const char* name : {"\"target_text_len\"", "\"target_code_len\""})
+    line.replace(line.find(name), std::string(name).size(), concat("\"no", std::string(name).substr(1)));
   const Dataset data({folder.write("m.jsonl", line)}, {}, {}, tiny_model());
   EXPECT_EQ(data.info(0).text_length, 5);
   EXPECT_EQ(data.info(0).code_length, 6);
@@ -274,7 +281,8 @@ TEST(Dataset, FindsMissingLengthsInTheArrays) {
 TEST(Dataset, EmptySamplesAreBad) {
   const TemporaryFolder folder;
   const std::string manifest = testing::write_manifest(folder, "m.jsonl", {{3, 3}, {0, 3}, {3, 0}});
-  EXPECT_THAT(report_of([&] { Dataset({manifest}, {}, {}, tiny_model()); }), AllOf(HasSubstr("DAT006"), HasSubstr("m.jsonl:2")));
+  EXPECT_THAT(report_of([&] { Dataset({manifest}, {}, {}, tiny_model()); }),
+              AllOf(HasSubstr("DAT006"), HasSubstr("m.jsonl:2")));
   const Dataset data({manifest}, {}, with("drop", "skip"), tiny_model());
   EXPECT_EQ(data.size(), 1u);
   EXPECT_EQ(data.bad_at_open(), 2u);
@@ -290,8 +298,9 @@ TEST(Dataset, SkippingHasALimit) {
   EXPECT_EQ(data.size(), 97u);
   EXPECT_EQ(data.bad_at_open(), 3u);
   EXPECT_NO_THROW(data.check_bad_fraction(3));
-  EXPECT_THAT(report_of([&] { Dataset({manifest}, {}, with("drop", "skip", 0.02), tiny_model()); }),
-              AllOf(HasSubstr("DAT008"), HasSubstr("3 of 100"), HasSubstr("malformed record"), HasSubstr("m.jsonl:98")));
+  EXPECT_THAT(
+      report_of([&] { Dataset({manifest}, {}, with("drop", "skip", 0.02), tiny_model()); }),
+      AllOf(HasSubstr("DAT008"), HasSubstr("3 of 100"), HasSubstr("malformed record"), HasSubstr("m.jsonl:98")));
 }
 
 TEST(Dataset, NothingLeftIsAnErrorWithTheReasons) {
@@ -332,14 +341,16 @@ TEST(Dataset, FingerprintFollowsContentNotPlace) {
   const TemporaryFolder here, there;
   const std::vector<PairLengths> pairs{{1, 1}, {7, 2}, {2, 2}};
   const Dataset a({testing::write_manifest(here, "m.jsonl", pairs)}, {}, {}, short_model());
-  EXPECT_EQ(a.fingerprint(), Dataset({testing::write_manifest(there, "other.jsonl", pairs)}, {}, {}, short_model()).fingerprint());
+  EXPECT_EQ(a.fingerprint(),
+            Dataset({testing::write_manifest(there, "other.jsonl", pairs)}, {}, {}, short_model()).fingerprint());
   EXPECT_NE(a.fingerprint(), Dataset({here.file("m.jsonl")}, {}, with("trim"), short_model()).fingerprint());
   ModelOptions longer = short_model();
   longer.max_text_tokens = 7;
   EXPECT_NE(a.fingerprint(), Dataset({here.file("m.jsonl")}, {}, {}, longer).fingerprint());
   auto changed = pairs;
   changed[2].codes = 3;
-  EXPECT_NE(a.fingerprint(), Dataset({testing::write_manifest(there, "m.jsonl", changed)}, {}, {}, short_model()).fingerprint());
+  EXPECT_NE(a.fingerprint(),
+            Dataset({testing::write_manifest(there, "m.jsonl", changed)}, {}, {}, short_model()).fingerprint());
   DataOptions workers = with("drop", "skip", 0.5);
   workers.num_workers = 9;
   EXPECT_EQ(a.fingerprint(), Dataset({here.file("m.jsonl")}, {}, workers, short_model()).fingerprint());

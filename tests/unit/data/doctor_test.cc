@@ -13,9 +13,9 @@ namespace train_gpt_v2 {
 namespace {
 
 using ::testing::AllOf;
-using ::testing::HasSubstr;
 using testing::array_of;
 using testing::data_path;
+using ::testing::HasSubstr;
 using testing::TemporaryFolder;
 using testing::write_array;
 
@@ -31,7 +31,8 @@ class Clinic {
   explicit Clinic(std::uint64_t seed = 1, const std::string& prefix = "t", int count = 60) : prefix_(prefix) {
     RandomStream random(seed, 0);
     for (int i = 0; i < count; ++i) {
-      Clip clip{concat(prefix, i), concat(prefix, "speaker", i / 10), concat("HELLO NUMBER ", prefix, " ", i), 0, {}, {}};
+      Clip clip{
+          concat(prefix, i), concat(prefix, "speaker", i / 10), concat("HELLO NUMBER ", prefix, " ", i), 0, {}, {}};
       clip.duration = 1 + static_cast<double>(random.below(200)) / 100;
       for (int c = 0; c < static_cast<int>(clip.duration * 50); ++c) {
         clip.codes.push_back(static_cast<std::int32_t>(random.below(224)));
@@ -51,15 +52,23 @@ class Clinic {
       const Clip& clip = clips[i];
       const Clip& prompt = clips[std::min(i / 10 * 10 + (i + 1) % 10, clips.size() - 1)];
       const auto ids = clip.ids.empty() ? tokenizer.encode(clip.text, "am") : clip.ids;
-      write_array(folder.file(clip.id + "_ids.npy"), array_of(DType::kInt32, {static_cast<std::int64_t>(ids.size())}, ids));
+      write_array(folder.file(clip.id + "_ids.npy"),
+                  array_of(DType::kInt32, {static_cast<std::int64_t>(ids.size())}, ids));
       write_array(folder.file(clip.id + "_codes.npy"),
                   array_of(DType::kInt32, {static_cast<std::int64_t>(clip.codes.size())}, clip.codes));
-      nlohmann::ordered_json line = {
-          {"id", clip.id + "__" + prompt.id}, {"speaker", clip.speaker}, {"prompt_id", prompt.id},
-          {"prompt_condition_path", "condition.npy"}, {"prompt_emo_vec_path", "emo.npy"},
-          {"prompt_duration", prompt.duration}, {"target_id", clip.id}, {"target_text", clip.text}, {"language", "am"},
-          {"target_text_ids_path", clip.id + "_ids.npy"}, {"target_text_len", ids.size()},
-          {"target_codes_path", clip.id + "_codes.npy"}, {"target_code_len", clip.codes.size()}};
+      nlohmann::ordered_json line = {{"id", clip.id + "__" + prompt.id},
+                                     {"speaker", clip.speaker},
+                                     {"prompt_id", prompt.id},
+                                     {"prompt_condition_path", "condition.npy"},
+                                     {"prompt_emo_vec_path", "emo.npy"},
+                                     {"prompt_duration", prompt.duration},
+                                     {"target_id", clip.id},
+                                     {"target_text", clip.text},
+                                     {"language", "am"},
+                                     {"target_text_ids_path", clip.id + "_ids.npy"},
+                                     {"target_text_len", ids.size()},
+                                     {"target_codes_path", clip.id + "_codes.npy"},
+                                     {"target_code_len", clip.codes.size()}};
       manifest += line.dump() + "\n";
     }
     return folder.write(prefix_ + "_pairs.jsonl", manifest + extra);
@@ -137,7 +146,8 @@ TEST(Doctor, FindsCodesPaddedToTheirBatchByDurationAndByNeighbours) {
   for (std::size_t i = 0; i < 60; ++i) {  // batches of five, padded by varying junk
     std::size_t longest = 0;
     for (std::size_t j = i / 5 * 5; j < i / 5 * 5 + 5; ++j) longest = std::max(longest, clinic.clips[j].codes.size());
-    for (int c = 0; clinic.clips[i].codes.size() < longest; ++c) clinic.clips[i].codes.push_back((c * 37 + 11 * c * c) % 224);
+    for (int c = 0; clinic.clips[i].codes.size() < longest; ++c)
+      clinic.clips[i].codes.push_back((c * 37 + 11 * c * c) % 224);
   }
   const TemporaryFolder folder;
   const std::string manifest = clinic.write(folder);
@@ -178,7 +188,8 @@ TEST(Doctor, FindsRepeatedTails) {
   const auto spoil = [&](std::size_t clip, std::size_t from, int period) {
     auto& codes = clinic.clips[clip].codes;
     codes.resize(from + 60);
-    for (std::size_t i = from; i < codes.size(); ++i) codes[i] = static_cast<std::int32_t>(7 + i % static_cast<std::size_t>(period));
+    for (std::size_t i = from; i < codes.size(); ++i)
+      codes[i] = static_cast<std::int32_t>(7 + i % static_cast<std::size_t>(period));
     clinic.clips[clip].duration = static_cast<double>(codes.size()) / 50;
   };
   spoil(3, 40, 1);
@@ -252,9 +263,10 @@ TEST(Doctor, CollectsEveryBadRecordAndArrayAtOnce) {
   ASSERT_NE(find(report, "overlong"), nullptr);
   EXPECT_EQ(find(report, "overlong")->places[0].line, 4);
   EXPECT_EQ(find(report, "overlong")->severity, Severity::kWarning);
-  const std::map<std::string, std::pair<long, std::string>> arrays = {
-      {"array_DAT004", {2, "code 225 at element 5"}}, {"array_DAT005", {3, "id 400"}},
-      {"array_DAT006", {5, "array     2"}}, {"array_IO001", {6, "t5_ids.npy"}}};
+  const std::map<std::string, std::pair<long, std::string>> arrays = {{"array_DAT004", {2, "code 225 at element 5"}},
+                                                                      {"array_DAT005", {3, "id 400"}},
+                                                                      {"array_DAT006", {5, "array     2"}},
+                                                                      {"array_IO001", {6, "t5_ids.npy"}}};
   for (const auto& [check, expected] : arrays) {
     const Finding* finding = find(report, check);
     ASSERT_NE(finding, nullptr) << check;

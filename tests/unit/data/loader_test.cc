@@ -57,7 +57,9 @@ DataOptions skipping(double fraction) {
   return options;
 }
 
-LoaderOptions workers(std::int64_t count, std::int64_t prefetch = 3) { return {count, prefetch, 0, 1}; }
+LoaderOptions workers(std::int64_t count, std::int64_t prefetch = 3) {
+  return {count, prefetch, 0, 1};
+}
 
 struct Seen {
   std::vector<std::uint32_t> samples;
@@ -174,7 +176,7 @@ TEST(BatchLoader, LeavesBadSamplesOutAndCountsEachOnce) {
   const BatchPlan plan = corpus.sampler->plan(0);
   const std::uint32_t victim = plan.batch(2)[0];
   testing::write_array(corpus.folder.file("codes_" + corpus.data->id(victim) + ".npy"),
-            testing::array_of(DType::kInt32, {1}, std::vector<std::int32_t>{225}));
+                       testing::array_of(DType::kInt32, {1}, std::vector<std::int32_t>{225}));
   std::vector<std::vector<Seen>> runs;
   for (const std::int64_t count : {0, 1, 7}) {
     BatchLoader loader(*corpus.data, corpus.epochs(), workers(count));

@@ -9,9 +9,9 @@ namespace train_gpt_v2 {
 namespace {
 
 using ::testing::AllOf;
+using testing::data_path;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using testing::data_path;
 using testing::pair_line;
 using testing::TemporaryFolder;
 
@@ -23,7 +23,8 @@ PairIndex::Settings with(PairIndex::Settings::Needs needs, unsigned threads = 2)
 }
 
 // The report of indexing a good line followed by `line`; "" when it is accepted.
-std::string report_of(const std::string& line, PairIndex::Settings settings = with(PairIndex::Settings::Needs::kCondition)) {
+std::string report_of(const std::string& line,
+                      PairIndex::Settings settings = with(PairIndex::Settings::Needs::kCondition)) {
   const TemporaryFolder folder;
   PairIndex index(settings);
   try {
@@ -152,7 +153,8 @@ TEST(Manifest, RefusesMalformedRecords) {
   refused(replaced(line(), "\"target_codes_path\"", "\"codes\""), "no codes file");
   refused(replaced(line(), "\"prompt_condition_path\"", "\"condition\""), "no condition file");
   refused(replaced(line(), "\"prompt_emo_vec_path\"", "\"emo\""), "no emotion vector");
-  refused(replaced(replaced(line(), "\"target_text_ids_path\"", "\"t\""), "\"x\"", "\"\""), "neither text ids nor text");
+  refused(replaced(replaced(line(), "\"target_text_ids_path\"", "\"t\""), "\"x\"", "\"\""),
+          "neither text ids nor text");
   refused(replaced(line(), "{", R"({"id": "u1", )"), "stands twice");
   refused(replaced(line(), "{", R"({"unknown": 1, "unknown": 2, )"), "stands twice");
   refused(replaced(line(), "{", R"({"language": "not a language!", )"), "no language name");
@@ -240,7 +242,8 @@ TEST(Manifest, ManyThreadsIndexAsOneDoes) {
   text.pop_back();  // no newline at the end
   ASSERT_GT(text.size(), 8U << 20);
   const std::string path = folder.write("m.jsonl", text);
-  PairIndex one(with(PairIndex::Settings::Needs::kCondition, 1)), three(with(PairIndex::Settings::Needs::kCondition, 3));
+  PairIndex one(with(PairIndex::Settings::Needs::kCondition, 1)),
+      three(with(PairIndex::Settings::Needs::kCondition, 3));
   EXPECT_EQ(one.add(path), 24'000u);
   EXPECT_EQ(three.add(path), 24'000u);
   EXPECT_EQ(one.speakers(), three.speakers());

@@ -67,7 +67,8 @@ std::vector<PairLengths> speech_like(std::size_t count, std::uint64_t seed, int 
 }
 
 struct Corpus {
-  explicit Corpus(const std::vector<PairLengths>& pairs, const std::vector<PairLengths>& replay = {}, double share = 0) {
+  explicit Corpus(const std::vector<PairLengths>& pairs, const std::vector<PairLengths>& replay = {},
+                  double share = 0) {
     const std::string manifest = write_manifest(folder, "pairs.jsonl", pairs);
     std::vector<ReplayOptions> more;
     if (!replay.empty()) more.push_back({write_manifest(folder, "replay.jsonl", replay, "r"), share});
@@ -166,7 +167,8 @@ TEST(Sampler, LengthSortingSavesPaddingAndKeepsTheMix) {
   EXPECT_NEAR(random.padding_share, random.random_padding_share, 0.02);
   EXPECT_EQ(random.positions, sorted.positions);
   // In the manifests' order a batch holds one or two speakers.
-  const PlanStatistics ordered = plan_statistics(*corpus.data, Sampler(*corpus.data, settings("sequential", 16)).plan(0));
+  const PlanStatistics ordered =
+      plan_statistics(*corpus.data, Sampler(*corpus.data, settings("sequential", 16)).plan(0));
   EXPECT_LT(ordered.speakers_per_batch, 1.2);
 }
 
@@ -178,8 +180,9 @@ TEST(Sampler, BucketsGoByTheTargetsCodes) {
   for (std::size_t i = 0; i < plan.size(); ++i) {
     std::set<std::ptrdiff_t> used;
     for (const std::uint32_t sample : plan.batch(i)) {
-      used.insert(std::lower_bound(made.boundaries.begin(), made.boundaries.end(), corpus.data->info(sample).code_length) -
-                  made.boundaries.begin());
+      used.insert(
+          std::lower_bound(made.boundaries.begin(), made.boundaries.end(), corpus.data->info(sample).code_length) -
+          made.boundaries.begin());
     }
     EXPECT_EQ(used.size(), 1u);
   }
@@ -225,7 +228,8 @@ TEST(Sampler, ChangedSettingsGoOnWithTheUnconsumedSamples) {
   const Sampler third(*corpus.data, settings("shuffle", 3, 9));
   std::vector<std::uint32_t> seen;
   const auto consume = [&](const BatchPlan& plan, std::size_t count) {
-    seen.insert(seen.end(), plan.samples.begin(), plan.samples.begin() + static_cast<std::ptrdiff_t>(plan.begin[count]));
+    seen.insert(seen.end(), plan.samples.begin(),
+                plan.samples.begin() + static_cast<std::ptrdiff_t>(plan.begin[count]));
   };
   BatchCursor cursor{2, 11, 100, {}};
   consume(first.plan(2), 11);
@@ -234,7 +238,8 @@ TEST(Sampler, ChangedSettingsGoOnWithTheUnconsumedSamples) {
   EXPECT_EQ(cursor.consumed, 100u);
   consume(second.plan(2, cursor.earlier), 20);
   cursor.batch = 20;
-  cursor = BatchCursor::load_state(nlohmann::json::parse(third.carry_over(cursor, second.settings()).save_state().dump()));
+  cursor =
+      BatchCursor::load_state(nlohmann::json::parse(third.carry_over(cursor, second.settings()).save_state().dump()));
   const BatchPlan rest = third.plan(2, cursor.earlier);
   consume(rest, rest.size());
   std::sort(seen.begin(), seen.end());
@@ -313,7 +318,8 @@ TEST(Spread, TakesBatchesFromTheWholePlan) {
 
 TEST(OrderFile, IsUsedVerbatim) {
   const Corpus corpus(twelve());
-  const std::string path = corpus.folder.write("order.jsonl", "[\"u3\", \"u1\"]\n[\"u3\"]\n[\"u11\",\"u0\",\"u2\"]\n\n");
+  const std::string path =
+      corpus.folder.write("order.jsonl", "[\"u3\", \"u1\"]\n[\"u3\"]\n[\"u11\",\"u0\",\"u2\"]\n\n");
   const OrderFile order = read_order_file(path, *corpus.data);
   EXPECT_EQ(batches(order.plan), (Batches{{3, 1}, {3}, {11, 0, 2}}));
   EXPECT_EQ(order.hash.size(), 64u);

@@ -44,10 +44,11 @@ TEST(Tokenizer, AgreesWithTheReferenceOnEveryCase) {
   }
 }
 
-
 // --- damaged models --------------------------------------------------------------------------------------------------
 
-std::string base_model() { return read_file(data_path("fixtures/tokenizer/base.model"), 1 << 20); }
+std::string base_model() {
+  return read_file(data_path("fixtures/tokenizer/base.model"), 1 << 20);
+}
 
 std::string varint(std::uint64_t value) {
   std::string bytes;
@@ -59,7 +60,9 @@ std::string field(int number, const std::string& content) {
   return varint(static_cast<std::uint64_t>(number) << 3 | 2) + varint(content.size()) + content;
 }
 
-std::string piece(const std::string& text) { return field(1, field(1, text)); }
+std::string piece(const std::string& text) {
+  return field(1, field(1, text));
+}
 
 // The Error report of opening these bytes, "" when they open.
 std::string refusal(const std::string& bytes) {
@@ -101,7 +104,8 @@ TEST(Tokenizer, RefusesOtherNumbersOfTheSpecialPieces) {
   const std::string model = base_model();
   std::size_t ends[4] = {0};
   for (int i = 0; i < 3; ++i) ends[i + 1] = ends[i] + 2 + static_cast<unsigned char>(model[ends[i] + 1]);
-  const std::string unknown_first = model.substr(ends[2], ends[3] - ends[2]) + model.substr(0, ends[2]) + model.substr(ends[3]);
+  const std::string unknown_first =
+      model.substr(ends[2], ends[3] - ends[2]) + model.substr(0, ends[2]) + model.substr(ends[3]);
   const std::string report = refusal(unknown_first);
   EXPECT_THAT(report, ::testing::HasSubstr("TOK002"));
   EXPECT_THAT(report, ::testing::HasSubstr("<unk> 0"));
