@@ -72,13 +72,15 @@ struct PythonReading {
   nlohmann::json content;
 };
 
-inline PythonReading read_with_python(const std::string& path, bool with_torch = false) {
+// With `copy`: by torch, which also saves what it read under that name.
+inline PythonReading read_with_python(const std::string& path, const std::string& copy = {}) {
   std::string command = "python3 '" + data_path("../support/torch_reader.py") + "' ";
-  if (with_torch) {
+  if (!copy.empty()) {
     const char* site = std::getenv("TGV2_TORCH_SITE");  // where the wheel that we build against was unpacked
     command = std::string("PYTHONPATH='") + (site ? site : "") + "' " + command + "--torch ";
   }
-  std::FILE* pipe = ::popen((command + "'" + path + "' 2>/dev/null").c_str(), "r");
+  std::FILE* pipe =
+      ::popen((command + "'" + path + "' " + (copy.empty() ? "" : "'" + copy + "'") + " 2>/dev/null").c_str(), "r");
   if (!pipe) return {};
   std::string output;
   std::array<char, 65536> buffer;

@@ -3,7 +3,8 @@
 
     torch_reader.py FILE            Python's standard library only: zipfile and pickle, with the allow-list of
                                     torch.load(weights_only=True)
-    torch_reader.py --torch FILE    torch itself, weights_only=True, both read and mapped
+    torch_reader.py --torch FILE [COPY]
+                                    torch itself, weights_only=True, both read and mapped; COPY is written by torch.save
 
 Every value is printed with its exact type: {"tensor": [dtype, shape, sha256 of the elements in row-major order]},
 {"dict"|"ordered": [[key, value], ...]}, {"list"|"tuple": [...]}, {"int": "12"}, {"float": big-endian hexadecimal},
@@ -115,8 +116,11 @@ def main():
     except Exception as failure:  # whatever a half-installed torch raises
         print(failure, file=sys.stderr)
         return 77
-    read = describe(torch.load(sys.argv[2], weights_only=True))
+    loaded = torch.load(sys.argv[2], weights_only=True)
+    read = describe(loaded)
     assert read == describe(torch.load(sys.argv[2], weights_only=True, mmap=True))
+    if len(sys.argv) > 3:
+        torch.save(loaded, sys.argv[3])
     json.dump(read, sys.stdout)
     return 0
 

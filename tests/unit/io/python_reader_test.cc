@@ -66,15 +66,17 @@ TEST(PythonReader, StandardLibraryReadsEveryByte) {
   }
 }
 
-TEST(PythonReader, TorchReadsEveryByte) {
+TEST(PythonReader, TorchReadsEveryByteAndGivesItBack) {
   const TemporaryFolder folder;
   Value both = Value::dict();
   both.set("checkpoint", trainer_checkpoint()).set("odd", odd_values());
   write_torch_file(folder.file("a.pth"), both);
-  const PythonReading reading = read_with_python(folder.file("a.pth"), true);
+  const PythonReading reading = read_with_python(folder.file("a.pth"), folder.file("copy.pth"));
   if (reading.status == 77 || reading.status == 127) GTEST_SKIP() << "torch cannot be imported here";
   ASSERT_EQ(reading.status, 0);
   EXPECT_EQ(reading.content, describe(both));
+  const LoadedFile copy = read_tensor_file(folder.file("copy.pth"));
+  EXPECT_TRUE(identical(copy.root, both));
 }
 
 }  // namespace
