@@ -18,8 +18,10 @@ Dense::Dense(std::int64_t inputs, std::int64_t outputs, bool with_bias, WeightLa
 }
 
 at::Tensor Dense::forward(const at::Tensor& x) const {
-  if (layout == WeightLayout::kInOut) return at::addmm(bias, x, weight);
-  return at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+  const at::Tensor y = layout == WeightLayout::kInOut
+                           ? at::addmm(bias, x, weight)
+                           : at::linear(x, weight, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+  return adapter ? adapter(y, x) : y;
 }
 
 LayerNorm::LayerNorm(std::int64_t width, const at::TensorOptions& options) {

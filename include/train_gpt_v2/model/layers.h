@@ -9,6 +9,7 @@
 #include <torch/nn/module.h>
 
 #include <cstdint>
+#include <functional>
 
 namespace train_gpt_v2 {
 
@@ -27,6 +28,8 @@ class Dense : public torch::nn::Module {
 
   const WeightLayout layout;
   at::Tensor weight, bias;  // bias is undefined where there is none
+  // What runs beside the projection, if anything: (x·W + b, x) -> the output.
+  std::function<at::Tensor(const at::Tensor& y, const at::Tensor& x)> adapter;
 };
 
 class LayerNorm : public torch::nn::Module {
