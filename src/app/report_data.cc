@@ -251,8 +251,8 @@ Curve thinned(const Curve& curve, std::size_t points) {
   return out;
 }
 
-std::vector<ValidationResult> validation_results(const ReportRun& run) {
-  std::map<double, ValidationResult> best;
+std::vector<ReportValidation> validation_results(const ReportRun& run) {
+  std::map<double, ReportValidation> best;
   for (const std::string weights : {"raw", "ema"}) {
     const auto curve_of = [&](const char* field) {
       const auto found = run.validation.find({"all", weights, field});
@@ -270,7 +270,7 @@ std::vector<ValidationResult> validation_results(const ReportRun& run) {
       best[point.step] = {point.step, point.value, value_at(top1, point.step), value_at(text, point.step), weights};
     }
   }
-  std::vector<ValidationResult> results;
+  std::vector<ReportValidation> results;
   for (const auto& [step, result] : best) results.push_back(result);
   return results;
 }

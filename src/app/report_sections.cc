@@ -24,8 +24,7 @@ std::string base64(std::string_view bytes) {
   return out;
 }
 
-// --- curves
-// -----------------------------------------------------------------------------------------------------------
+// --- curves ----------------------------------------------------------------------------------------------------------
 
 // The trend beneath the noise of single lines: a running mean over about 2 % of the curve.
 Curve smoothed(const Curve& curve) {
@@ -136,7 +135,7 @@ std::string split_chart(const ReportContent& content) {
   return render_chart(chart);
 }
 
-// Figures that this program does not know by name still deserve their curve.
+// Figures that have no chart of their own above still deserve their curve.
 std::string further_charts(const ReportContent& content, const std::set<std::string>& shown) {
   std::set<std::string> fields;
   for (const ReportRun& run : content.runs) {
@@ -156,8 +155,29 @@ std::string further_charts(const ReportContent& content, const std::set<std::str
   return out;
 }
 
-// --- samples
-// ----------------------------------------------------------------------------------------------------------
+std::string further_validation_charts(const ReportContent& content) {
+  const std::set<std::string> shown{"mel_loss", "mel_top1", "text_loss", "text_tokens", "mel_tokens", "seconds"};
+  std::set<std::string> fields;
+  for (const ReportRun& run : content.runs) {
+    for (const auto& [key, curve] : run.validation) {
+      if (std::get<0>(key) == "all" && !shown.contains(std::get<2>(key))) fields.insert(std::get<2>(key));
+    }
+  }
+  std::string out;
+  std::size_t count = 0;
+  for (const std::string& field : fields) {
+    if (count++ == 8) break;
+    Chart chart;
+    chart.title = field == "text_usage_gap" ? "Text-usage gap (nats)" : field;
+    chart.from_zero = field == "text_usage_gap";
+    if (chart.from_zero) chart.note = "Mel loss with another text minus with the right one; near 0 the text is ignored.";
+    add_validation_lines(content, chart, field);
+    out += render_chart(chart);
+  }
+  return out;
+}
+
+// --- samples ---------------------------------------------------------------------------------------------------------
 
 std::string figures_text(const SampleFolder::Sample& sample) {
   std::vector<std::string> parts;
@@ -297,7 +317,7 @@ std::string render_charts(const ReportContent& content) {
     }
     out += render_chart(chart);
   }
-  out += split_chart(content) + further_charts(content, shown);
+  out += split_chart(content) + further_validation_charts(content) + further_charts(content, shown);
   return out.empty() ? out : concat("<h2>Curves</h2><div class=\"charts\">", out, "</div>");
 }
 

@@ -41,8 +41,7 @@ std::string verdict_html(const std::string& verdict) {
   return concat("<span class=\"", kind, "\">", verdict, "</span>");
 }
 
-// --- the plan's table of expected performance
-// -------------------------------------------------------------------------
+// --- the plan's table of expected performance ------------------------------------------------------------------------
 
 // The mean over the second half of a run: its start is slower and says little.
 double settled(const ReportRun* run, const char* field) {
@@ -124,7 +123,7 @@ MilestoneState judge_milestone(const std::vector<Milestone>& milestones, std::si
   const bool last = index + 1 == milestones.size();
   const double until = last ? INFINITY : static_cast<double>(milestones[index + 1].step);
   MilestoneState state;
-  for (const ValidationResult& result : validation_results(run)) {
+  for (const ReportValidation& result : validation_results(run)) {
     if (result.step < static_cast<double>(milestone.step) || result.step >= until) continue;
     if (last || !state.measured) state.measured = result;
   }

@@ -70,11 +70,11 @@ struct ReportRun {
 ReportRun load_run(const std::string& directory, std::uint64_t& media_bytes);
 
 // The better of raw and EMA weights (by mel loss) at one validation, split "all".
-struct ValidationResult {
+struct ReportValidation {
   double step = 0, mel_loss = 0, top1 = 0, text_loss = 0;  // not-a-number where a field is missing
   std::string weights;
 };
-std::vector<ValidationResult> validation_results(const ReportRun& run);
+std::vector<ReportValidation> validation_results(const ReportRun& run);
 
 // At most `points` points: of each stretch its smallest and its largest value.
 Curve thinned(const Curve& curve, std::size_t points);

@@ -27,7 +27,7 @@ Milestone parse_milestone(std::string_view text);
 // How a run stands towards a milestone. The last milestone is open-ended: its newest validation counts; an earlier one
 // is judged by the first validation at or behind its step and before the next milestone.
 struct MilestoneState {
-  std::optional<ValidationResult> measured;
+  std::optional<ReportValidation> measured;
   std::string verdict;  // "reached", "better than the target", "not reached", "not measured"
 };
 MilestoneState judge_milestone(const std::vector<Milestone>& milestones, std::size_t index, const ReportRun& run);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "train_gpt_v2/core/error_codes.h"
 #include "train_gpt_v2/core/text.h"
@@ -18,6 +19,11 @@ TEST(Explain, EveryCodeHasItsTextAndStatus) {
     EXPECT_GE(code.explain.size(), 40u) << code.code << " needs a sentence on what to do";
     for (const std::string& line : split(text, '\n')) EXPECT_LE(line.size(), 110u);
   }
+}
+
+TEST(Explain, NoCodeIsTakenTwice) {
+  std::set<std::string_view> codes;
+  for (const ErrorCode& code : error_codes()) EXPECT_TRUE(codes.insert(code.code).second) << code.code;
 }
 
 TEST(Explain, TakesACodeAsItWasPrinted) {

@@ -41,6 +41,8 @@ TEST(Report, AWholeRunShowsItsParts) {
     metrics +=
         concat(R"({"v":1,"type":"event","step":)", step, R"(,"event":"save","file":"model_step)", step, ".pth\"}\n");
   }
+  metrics += R"({"type":"validation","step":150,"weights":"raw","split":"all","mel_loss":4.5,"text_usage_gap":0.3})"
+             "\n";
   metrics += R"({"v":1,"type":"event","step":200,"event":"rollback","to":150})"
              "\n";
   folder.write("run/metrics.jsonl", metrics);

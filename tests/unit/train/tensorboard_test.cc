@@ -16,8 +16,7 @@
 namespace train_gpt_v2 {
 namespace {
 
-// --- an independent reading of TFRecord and the protobuf wire format
-// --------------------------------------------------
+// --- an independent reading of TFRecord and the protobuf wire format -------------------------------------------------
 
 std::uint32_t bitwise_crc32c(std::string_view data) {
   std::uint32_t crc = 0xFFFFFFFFu;
