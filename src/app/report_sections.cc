@@ -170,7 +170,8 @@ std::string further_validation_charts(const ReportContent& content) {
     Chart chart;
     chart.title = field == "text_usage_gap" ? "Text-usage gap (nats)" : field;
     chart.from_zero = field == "text_usage_gap";
-    if (chart.from_zero) chart.note = "Mel loss with another text minus with the right one; near 0 the text is ignored.";
+    if (chart.from_zero)
+      chart.note = "Mel loss with another text minus with the right one; near 0 the text is ignored.";
     add_validation_lines(content, chart, field);
     out += render_chart(chart);
   }

@@ -28,7 +28,7 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"CFG011", kConfig, "a tensor that is to train gets no gradient",
      "With precomputed conditioning the conditioners are replaced by files. Use model.conditioning \"online\" to train them."},
     {"CFG013", kConfig, "nothing trains", "trainable.freeze leaves no parameter. Correct trainable.freeze and trainable.train."},
-    {"CFG014", kConfig, "no training data is named", "data.train_manifests is empty."},
+    {"CFG014", kConfig, "no training data is named", "data.train_manifests is empty. Name at least one manifest of pairs there."},
     {"CFG015", kConfig, "the length of the schedule is not known",
      "Give optimizer.total_steps, train.max_steps or train.epochs, or use the constant schedule."},
     {"CFG016", kConfig, "a choice is needed to continue a run of the Python trainer",
