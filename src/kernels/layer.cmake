@@ -15,3 +15,12 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set_source_files_properties("${PROJECT_SOURCE_DIR}/src/kernels/isa_avx512_bf16.cc"
     PROPERTIES COMPILE_OPTIONS "${_kernel_flags};${_avx512};-mavx512bf16")
 endif()
+
+# Our own CUDA kernels: raw pointers only, so no torch header reaches nvcc (2.5 s instead of 89 s for six architectures).
+if(TGV2_HAVE_CUDA_KERNELS)
+  file(GLOB _cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/kernels/*.cu")
+  add_library(tgv2_cuda_kernels STATIC ${_cuda_sources})
+  target_include_directories(tgv2_cuda_kernels PRIVATE "${PROJECT_SOURCE_DIR}/include")
+  set_target_properties(tgv2_cuda_kernels PROPERTIES CUDA_RUNTIME_LIBRARY None)  # LibTorch's libcudart is the only one
+  target_link_libraries(tgv2_kernels INTERFACE tgv2_cuda_kernels)
+endif()

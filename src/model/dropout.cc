@@ -6,9 +6,40 @@
 
 #include <mutex>
 
+#include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/random.h"
 
+#ifdef TGV2_OWN_CUDA_KERNELS
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/from_blob.h>
+
+#include "train_gpt_v2/kernels/cuda.h"
+#endif
+
 namespace train_gpt_v2 {
+namespace {
+
+at::Tensor cuda_dropout(const at::Tensor& x, const Dropout& dropout, std::uint32_t site, const Segments& segments) {
+#ifdef TGV2_OWN_CUDA_KERNELS
+  if (at::globalContext().deterministicAlgorithms()) {
+    // The CPU's masks; the row names travel to the device at every call, which a deterministic run can afford.
+    const at::Tensor rows = at::from_blob(const_cast<std::uint32_t*>(segments.dropout_rows.data()),
+                                          {static_cast<std::int64_t>(segments.dropout_rows.size())}, at::kInt)
+                                .to(x.device());
+    at::Tensor scale = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+    const int failed = launch_dropout_scale(dropout, site, static_cast<const std::uint32_t*>(rows.const_data_ptr()),
+                                            x.size(0), x.size(1), scale.mutable_data_ptr<float>(),
+                                            at::cuda::getCurrentCUDAStream().stream());
+    TGV2_CHECK(failed == 0);
+    return x * scale.to(x.scalar_type());
+  }
+#endif
+  (void)site;
+  (void)segments;
+  return at::dropout(x, dropout_rate(dropout), true);
+}
+
+}  // namespace
 
 double dropout_rate(const Dropout& dropout) {
   return dropout.threshold / 65536.0;
@@ -16,7 +47,7 @@ double dropout_rate(const Dropout& dropout) {
 
 at::Tensor apply_dropout(const at::Tensor& x, const Dropout& dropout, std::uint32_t site, const Segments& segments) {
   if (!dropout.active()) return x;
-  if (x.is_cuda()) return at::dropout(x, dropout_rate(dropout), true);
+  if (x.is_cuda()) return cuda_dropout(x, dropout, site, segments);
   at::Tensor scale = at::empty(x.sizes(), at::kFloat);
   fill_dropout_scale(dropout, site, segments.dropout_rows.data(), x.size(0), x.size(1),
                      scale.mutable_data_ptr<float>());

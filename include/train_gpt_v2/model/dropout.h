@@ -3,8 +3,8 @@
 // of threads or executor give the same one (kernels/dropout.h).
 //
 // On the CPU the masks are those of kernels/dropout.h, shared with the fused engine. On CUDA torch's kernels draw them
-// after seed_cuda_dropout() has set the device generator from the same key. Inactive dropout returns its input and
-// touches no generator.
+// after seed_cuda_dropout() has set the device generator from the same key; a deterministic run of a build with our own
+// CUDA kernels uses the CPU's masks outside attention. Inactive dropout returns its input and touches no generator.
 
 #include <ATen/core/Tensor.h>
 
