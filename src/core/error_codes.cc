@@ -135,6 +135,9 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "An update went wrong before. Resume from an earlier checkpoint with a lower learning rate."},
     {"NUM011", kDiverged, "the importance of ranks is not finite",
      "Pruning by it would be arbitrary. Resume from an earlier checkpoint with a lower learning rate."},
+    {"NUM020", kBadData, "a model's scores are not finite",
+     "The weights hold infinities or NaN, or overflow in this precision. `train_gpt_v2 inspect FILE` shows the tensors; "
+     "take an earlier checkpoint."},
     // --- DEM: the demo corpus
     {"DEM001", kMissingInput, "a system package for the demo corpus is missing",
      "demo-data reads Amharic text from libreoffice-l10n-am and aspell-am and speaks with espeak-ng. Run scripts/setup.sh."},

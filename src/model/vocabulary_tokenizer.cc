@@ -3,17 +3,25 @@
 #include "train_gpt_v2/model/vocabulary.h"
 
 namespace train_gpt_v2 {
+namespace {
+
+constexpr std::string_view kWordStart = "\xE2\x96\x81";  // a space in SentencePiece, U+2581
+
+}  // namespace
 
 Vocabulary make_vocabulary(const Tokenizer& extended, const Tokenizer* base, std::int64_t base_pieces) {
   Vocabulary vocabulary;
-  for (std::int64_t id = 0; id < extended.size(); ++id) vocabulary.pieces.push_back(extended.piece(static_cast<std::int32_t>(id)));
+  for (std::int32_t id = 0; id < extended.size(); ++id) vocabulary.pieces.push_back(extended.piece(id));
   if (base) {
-    vocabulary.segment = [base](std::string_view text) {
-      std::vector<std::int64_t> known;
+    vocabulary.segment = [base, base_pieces](std::string_view text) {
+      std::vector<std::int64_t> ids;
+      const bool word_start = text.substr(0, 1) == " ";
       for (const std::int32_t id : base->encode_prepared(text)) {
-        if (id != Tokenizer::kUnknown) known.push_back(id);
+        // SentencePiece puts a word start before every text; without one in the piece a lone mark means nothing.
+        const bool lone_mark = ids.empty() && !word_start && base->piece(id) == kWordStart;
+        if (id > Tokenizer::kUnknown && id < base_pieces && !lone_mark) ids.push_back(id);
       }
-      return known;
+      return ids;
     };
   } else {
     vocabulary.segment = [pieces = vocabulary.pieces, base_pieces](std::string_view text) {

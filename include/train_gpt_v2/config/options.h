@@ -209,6 +209,21 @@ struct LoggingOptions {
   bool tensorboard = true;
 };
 
+// How codes are decoded (interface.md §6); the defaults are those of the reference's inference.
+struct DecodingOptions {
+  bool greedy = false;  // no sampling; with several beams plain beam search
+  std::int64_t num_beams = 3;
+  double temperature = 0.8;
+  std::int64_t top_k = 30;          // 0 = off
+  double top_p = 0.8;               // 1 = off
+  std::optional<double> typical_p;  // unset = off
+  double repetition_penalty = 10.0;
+  double length_penalty = 0.0;
+  std::optional<std::int64_t> max_codes;  // stop included; never above max_mel_tokens - 1, the default
+  std::string mel_position = "training";  // training | reference_inference
+  std::int64_t seed = 1234;
+};
+
 struct Options {
   ModelOptions model;
   InitOptions init;

@@ -3,8 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/randn.h>
-#include <ATen/ops/stack.h>
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/tensor.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -12,6 +11,7 @@
 #include "support/fixture_set.h"
 #include "support/state_access.h"
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/data/tokenizer.h"
 #include "train_gpt_v2/model/initialise.h"
 #include "train_gpt_v2/model/romanise.h"
 
@@ -280,6 +280,29 @@ TEST(OpenVocabulary, RandomIsThePythonForksWay) {
   EXPECT_FALSE(o.report.spare_row_moved);
   EXPECT_TRUE(at::equal(o.model.table.slice(0, 0, 7), o.base.table));
   EXPECT_EQ(o.model.table.slice(0, 7).min().item<double>(), 9);  // what was there before
+}
+
+TEST(OpenVocabulary, WithTheFixturesTokenizers) {
+  const Tokenizer extended(fixture("tokenizer/extended.model")), base(fixture("tokenizer/base.model"));
+  ASSERT_EQ(base.size(), 160);
+  ASSERT_EQ(extended.size(), 360);
+  for (const Tokenizer* old : {&base, static_cast<const Tokenizer*>(nullptr)}) {
+    Opened o;
+    o.base = {filled("table", {161, 4}, 2), filled("head", {161, 4}, 2), filled("bias", {161}, 2)};
+    o.model = {at::full({361, 4}, 9.0), at::full({361, 4}, 9.0), at::full({361}, 9.0)};
+    const Vocabulary vocabulary = make_vocabulary(extended, old, 160);
+    const VocabularyReport report = open_vocabulary(o.base, o.model, NewRows::kRomanisedMean, vocabulary, 1);
+    EXPECT_EQ(report.romanised + report.subpiece + report.mean, 200);
+    EXPECT_GE(report.romanised, 190) << (old ? "base tokenizer" : "longest match");
+    EXPECT_LT(o.model.head_weight.max().item<double>(), 1);
+    // A Latin piece of the base spells a new row: what the old tokenizer makes of "እንደ" is "INDE".
+    const std::int32_t id = extended.piece_id("\xE2\x96\x81\u12A5\u1295\u12F0");
+    ASSERT_GE(id, 160);
+    const at::Tensor rows = at::tensor(vocabulary.segment(" INDE"));
+    ASSERT_GT(rows.numel(), 0);
+    const at::Tensor mean = at::index_select(o.base.head_weight, 0, rows).mean(0);
+    EXPECT_LT((o.model.head_weight[id] - mean).abs().max().item<double>(), 1e-6);
+  }
 }
 
 TEST(OpenVocabulary, ThroughAFile) {
