@@ -7,6 +7,7 @@
 #include "train_gpt_v2/app/config_command.h"
 #include "train_gpt_v2/app/eval_command.h"
 #include "train_gpt_v2/app/explain_command.h"
+#include "train_gpt_v2/app/export_command.h"
 #include "train_gpt_v2/app/inspect_command.h"
 #include "train_gpt_v2/app/report_command.h"
 #include "train_gpt_v2/app/version.h"
@@ -180,6 +181,28 @@ void add_config_commands(CLI::App& app) {
   });
 }
 
+void add_export(CLI::App& app) {
+  struct Arguments : Common {
+    ExportRequest request;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("export", "weights for inference: exactly the reference's keys");
+  add_model_options(*command, *arguments, arguments->request.model);
+  command->add_option("--output", arguments->request.output, "the file to write")->required();
+  command->add_option("--format", arguments->request.format, "gpt.pth or safetensors")
+      ->check(CLI::IsMember({"gpt.pth", "safetensors"}))
+      ->capture_default_str();
+  command->add_option("--dtype", arguments->request.dtype, "fp32, fp16 or bf16 (default: as stored)")
+      ->check(CLI::IsMember({"fp32", "fp16", "bf16"}));
+  arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 export --checkpoint runs/am/best_model.pth --output gpt_am.pth");
+  command->callback([arguments] {
+    finish(*arguments, arguments->request.model);
+    arguments->request.model.device = at::kCPU;
+    std::cout << run_export(arguments->request);
+  });
+}
+
 void add_inspect(CLI::App& app) {
   struct Arguments : Common {
     std::vector<std::string> files;
@@ -238,6 +261,7 @@ void add_commands(CLI::App& app, ExitStatus& status) {
   add_train(app, status);
   add_eval(app, status);
   add_inspect(app);
+  add_export(app);
   add_report(app);
   add_config_commands(app);
   add_explain(app);

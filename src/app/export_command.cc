@@ -1,0 +1,52 @@
+#include "train_gpt_v2/app/export_command.h"
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/io/safetensors.h"
+#include "train_gpt_v2/io/torch_file.h"
+#include "train_gpt_v2/model/tensor_bridge.h"
+#include "train_gpt_v2/model/weights.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+// The type most of the file's floating tensors have.
+at::ScalarType stored_type(const std::string& checkpoint) {
+  const LoadedFile file = read_tensor_file(checkpoint, /*verify=*/false);
+  for (const auto& [key, value] : find_model_dict(file.root, checkpoint).entries()) {
+    if (value.is_tensor() && is_floating_point(value.as_tensor().dtype)) return scalar_type(value.as_tensor().dtype);
+  }
+  return at::kFloat;
+}
+
+}  // namespace
+
+std::string run_export(const ExportRequest& request) {
+  const ModelSource source = load_model(request.model);
+  at::ScalarType type = at::kFloat;
+  if (request.dtype == "fp16") {
+    type = at::kHalf;
+  } else if (request.dtype == "bf16") {
+    type = at::kBFloat16;
+  } else if (request.dtype.empty()) {
+    type = stored_type(absolute_path(request.model.checkpoint));
+  }
+  SafetensorsFile weights;
+  for (const StateEntry& entry : source.model->state()) {
+    weights.tensors.emplace_back(entry.name, torch_to_tensor(entry.tensor.detach().to(at::kCPU, type).contiguous()));
+  }
+  make_directories(parent_path(absolute_path(request.output)));
+  if (request.format == "safetensors") {
+    weights.metadata["format"] = "pt";
+    write_safetensors(request.output, weights);
+  } else {
+    Value state = Value::ordered_dict();
+    for (const auto& [name, tensor] : weights.tensors) state.set(name, tensor);
+    write_torch_file(request.output, state);
+  }
+  return concat(request.output, ": ", weights.tensors.size(), " tensors, ", source.weights, " weights, ",
+                human_bytes(file_size(request.output)), "\n");
+}
+
+}  // namespace train_gpt_v2

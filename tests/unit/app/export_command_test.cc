@@ -1,0 +1,59 @@
+#include "train_gpt_v2/app/export_command.h"
+
+#include "support/test_files.h"
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/io/torch_file.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+using testing::data_path;
+using testing::TemporaryFolder;
+
+ModelRequest fixture_model() {
+  ModelRequest request;
+  request.checkpoint = data_path("fixtures/expected/trainer/latest.pth");
+  request.config = data_path("export/fixture.json");
+  return request;
+}
+
+TEST(Export, GivesBackEveryTensorBitByBit) {
+  const TemporaryFolder folder;
+  for (const char* format : {"gpt.pth", "safetensors"}) {
+    ExportRequest request{fixture_model(), folder.file(std::string("out/") + format), format, ""};
+    run_export(request);
+    const LoadedFile exported = read_tensor_file(request.output);
+    const LoadedFile source = read_tensor_file(request.model.checkpoint);
+    std::size_t tensors = 0;
+    for (const auto& [key, value] : source.root.at("model").entries()) {
+      EXPECT_TRUE(identical(value.as_tensor(), exported.root.at(key.as_string()).as_tensor())) << key.as_string();
+      ++tensors;
+    }
+    EXPECT_EQ(tensors, 215u);
+    EXPECT_EQ(exported.root.contains("optimizer"), false);
+  }
+}
+
+TEST(Export, CastsWhenAsked) {
+  const TemporaryFolder folder;
+  const ExportRequest request{fixture_model(), folder.file("half.pth"), "gpt.pth", "fp16"};
+  run_export(request);
+  for (const auto& [key, value] : read_tensor_file(request.output).root.entries()) {
+    EXPECT_EQ(value.as_tensor().dtype, DType::kFloat16) << key.as_string();
+  }
+}
+
+TEST(Export, EmaWeightsMustBeThere) {
+  const TemporaryFolder folder;
+  ExportRequest request{fixture_model(), folder.file("ema.pth"), "gpt.pth", ""};
+  request.model.weights = "ema";
+  try {
+    run_export(request);
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status(), ExitStatus::kMissingInput) << error.report();
+  }
+}
+
+}  // namespace
+}  // namespace train_gpt_v2
