@@ -24,11 +24,7 @@ CpuKernels::CpuKernels(int threads, Isa isa)
             (threads == 1 ? " thread" : " threads")),
       worker_(static_cast<std::size_t>(threads)) {}
 
-void* CpuKernels::allocate(std::size_t bytes) {
-  void* memory = map_memory(bytes);
-  zero(memory, bytes);  // touches every page, by several threads
-  return memory;
-}
+void* CpuKernels::allocate(std::size_t bytes) { return map_memory(bytes); }
 
 void CpuKernels::release(void* memory, std::size_t bytes) {
   unmap_memory(memory, bytes);

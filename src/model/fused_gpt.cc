@@ -137,7 +137,10 @@ FusedGpt::Impl::Impl(const ModelOptions& options_, const FusedParameters& parame
       at += copy_elements(w->numel);
     }
   }
-  if (fused.max_tokens > 0) reserve(fused.max_tokens);
+  if (fused.max_tokens > 0) {
+    reserve(fused.max_tokens);
+    kernels->zero(arena, arena_size);  // no page faults in the steps
+  }
 }
 
 FusedGpt::Impl::~Impl() {
@@ -147,7 +150,7 @@ FusedGpt::Impl::~Impl() {
 
 void FusedGpt::Impl::reserve(std::int64_t tokens) {
   if (tokens <= capacity) return;
-  tokens = whole_steps(tokens);
+  tokens = whole_steps(std::max(tokens, capacity * 3 / 2));  // memory that no batch reaches costs nothing
   std::vector<FusedActivations*> kept;
   for (FusedBlock& block : blocks) kept.push_back(&block);
   kernels->release(arena, arena_size);

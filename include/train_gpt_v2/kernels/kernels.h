@@ -220,8 +220,8 @@ struct AdamWStep {
 class Kernels {
  public:
   virtual ~Kernels() = default;
-  virtual const char* name() const = 0;  // for the log: "cpu avx512_bf16, 2 threads"
-  virtual void* allocate(std::size_t bytes) = 0;  // zeroed, touched, aligned to 64
+  virtual const char* name() const = 0;           // for the log: "cpu avx512_bf16, 2 threads"
+  virtual void* allocate(std::size_t bytes) = 0;  // zero; costs memory where written first; 64-byte aligned
   virtual void release(void* memory, std::size_t bytes) = 0;
   virtual void upload(void* to, const void* from, std::size_t bytes) = 0;
   virtual void download(void* to, const void* from, std::size_t bytes) = 0;

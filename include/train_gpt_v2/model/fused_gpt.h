@@ -34,7 +34,7 @@ using FusedParameters = std::map<std::string, FusedParameter>;  // by state-dict
 struct FusedOptions {
   bool bf16 = false;
   bool text_padding = false;    // extra unscored stop tokens: the losses of the reference's padded batch (§4.2)
-  std::int64_t max_tokens = 0;  // packed rows the arena is made for; a larger batch makes it grow
+  std::int64_t max_tokens = 0;  // packed rows the arena is made and touched for; larger batches make it grow
   int threads = 1;
   Isa isa = best_isa();
 };
