@@ -1,0 +1,341 @@
+// Schedules, averages, scaler, monitors, groups, metrics, checkpoint files: the parts around the training loop.
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "support/test_files.h"
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/model/initialise.h"
+#include "train_gpt_v2/train/checkpoint_store.h"
+#include "train_gpt_v2/train/ema.h"
+#include "train_gpt_v2/train/grad_scaler.h"
+#include "train_gpt_v2/train/metrics.h"
+#include "train_gpt_v2/train/monitors.h"
+#include "train_gpt_v2/train/optimizer.h"
+#include "train_gpt_v2/train/resume_rules.h"
+#include "train_gpt_v2/train/schedule.h"
+#include "train_gpt_v2/train/train_state.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+using testing::TemporaryFolder;
+
+nlohmann::json golden() {
+  return nlohmann::json::parse(read_file(testing::data_path("golden_peft.json"), 1 << 20));
+}
+
+Options tiny_options() {
+  Options options;
+  options.model.model_dim = 16;
+  options.model.layers = 3;
+  options.model.heads = 2;
+  options.model.number_text_tokens = 30;
+  options.model.number_mel_codes = 22;
+  options.model.start_mel_token = 20;
+  options.model.stop_mel_token = 21;
+  options.model.max_text_tokens = 20;
+  options.model.max_mel_tokens = 30;
+  options.model.condition_module = {8, 8, 1, 1, "conv2d2", 1};
+  options.model.emo_condition_module = {8, 8, 1, 1, "conv2d2", 0.1};
+  return options;
+}
+
+std::unique_ptr<UnifiedVoice> tiny_model(const Options& options) {
+  auto model = std::make_unique<UnifiedVoice>(options.model);
+  initialise(*model, 3);
+  return model;
+}
+
+TEST(Schedule, HfCosineIsExactAndRunsOver) {
+  const auto expected = golden().at("cosine_warmup");
+  OptimizerOptions options;
+  options.schedule = "hf_cosine";
+  options.warmup_steps = expected.at("warmup").get<std::int64_t>();
+  const LearningRateSchedule schedule(options, expected.at("total").get<std::int64_t>());
+  for (const auto& [step, value] : expected.at("values").items()) {
+    EXPECT_NEAR(schedule.factor(std::stoll(step)), value.get<double>(), 1e-12) << step;
+  }
+}
+
+TEST(Schedule, CosineIsClampedAtItsEndAndKeepsTheFloor) {
+  OptimizerOptions options;
+  options.warmup_steps = 10;
+  options.min_lr_ratio = 0.05;
+  const LearningRateSchedule schedule(options, 100);
+  EXPECT_EQ(schedule.factor(0), 0);
+  EXPECT_NEAR(schedule.factor(55), 0.05 + 0.95 * 0.5, 1e-12);
+  EXPECT_NEAR(schedule.factor(100), 0.05, 1e-12);
+  EXPECT_NEAR(schedule.factor(190), 0.05, 1e-12);
+}
+
+TEST(Schedule, OtherShapes) {
+  OptimizerOptions options;
+  options.warmup_steps = 0;
+  options.schedule = "linear";
+  EXPECT_NEAR(LearningRateSchedule(options, 100).factor(25), 0.75, 1e-12);
+  options.schedule = "constant";
+  EXPECT_EQ(LearningRateSchedule(options, 100).factor(99), 1.0);
+  options.schedule = "wsd";  // stable for four fifths, then 1 - sqrt
+  EXPECT_EQ(LearningRateSchedule(options, 100).factor(80), 1.0);
+  EXPECT_NEAR(LearningRateSchedule(options, 100).factor(85), 0.5, 1e-12);
+  EXPECT_NEAR(LearningRateSchedule(options, 100).factor(100), 0.0, 1e-12);
+}
+
+TEST(Schedule, BatchScaling) {
+  OptimizerOptions options;
+  EXPECT_EQ(batch_scaling(options, 96), 1.0);
+  options.lr_scaling = "linear";
+  EXPECT_DOUBLE_EQ(batch_scaling(options, 96), 1.5);
+  options.lr_scaling = "sqrt";
+  EXPECT_DOUBLE_EQ(batch_scaling(options, 96), std::sqrt(1.5));
+}
+
+TEST(GradScaler, FollowsTheReferenceTrace) {
+  const auto trace = golden().at("gradscaler_growth_interval_3");
+  GradScaler scaler(65536, 3);
+  for (std::size_t i = 0; i < trace.at("found_inf").size(); ++i) {
+    scaler.update(trace.at("found_inf")[i] == 0);
+    EXPECT_EQ(scaler.scale(), trace.at("scale_tracker")[i][0].get<double>()) << i;
+    EXPECT_EQ(scaler.save_state().at("_growth_tracker").as_int(), trace.at("scale_tracker")[i][1].get<std::int64_t>()) << i;
+  }
+  GradScaler copy;
+  copy.load_state(scaler.save_state());
+  EXPECT_EQ(copy.scale(), scaler.scale());
+}
+
+TEST(GradScaler, GivesUpWithADiagnosis) {
+  GradScaler scaler(65536, 3);
+  EXPECT_THROW(
+      {
+        for (int i = 0; i < 30; ++i) scaler.update(false);
+      },
+      Error);
+}
+
+TEST(Ema, DecayFollowsTheWarmUpCurve) {
+  const Options options = tiny_options();
+  const auto model = tiny_model(options);
+  ParameterSet parameters = build_parameter_set(*model, options, 1);
+  EmaOptions settings;
+  settings.enabled = true;
+  const Ema ema(parameters, settings);
+  EXPECT_EQ(ema.decay_at(1), 0.0);
+  for (const auto& [update, value] : golden().at("ema_decay_timm_power_3_4").items()) {
+    EXPECT_NEAR(ema.decay_at(std::stoll(update)), value.get<double>(), 1e-12) << update;
+  }
+}
+
+TEST(Ema, AveragesSwapsAndRestores) {
+  const Options options = tiny_options();
+  const auto model = tiny_model(options);
+  ParameterSet parameters = build_parameter_set(*model, options, 1);
+  EmaOptions settings{true, 0.5, false, 1, "same"};
+  Ema ema(parameters, settings);
+  const torch::Tensor before = parameters.tensors[0].value.detach().clone();
+  {
+    const torch::NoGradGuard no_grad;
+    parameters.tensors[0].value.detach().add_(1.0);
+  }
+  ema.update();
+  const torch::Tensor raw = parameters.tensors[0].value.detach().clone();
+  try {
+    const Ema::ScopedSwap averaged(ema);
+    EXPECT_TRUE(torch::allclose(parameters.tensors[0].value, before + 0.5, 1e-6, 1e-6));
+    EXPECT_THROW(ema.save_state(), Error);  // never saved while swapped
+    throw std::runtime_error("validation failed");
+  } catch (const std::runtime_error&) {
+  }
+  EXPECT_TRUE(torch::equal(parameters.tensors[0].value, raw));
+  EXPECT_EQ(ema.device_bytes(), static_cast<std::size_t>(parameters.trainable_count()) * 4);
+}
+
+TEST(Groups, LayerDecayMatchesTheSpecification) {
+  Options options = tiny_options();
+  options.model.layers = 12;
+  options.optimizer.layer_lr_decay = 0.95;
+  options.optimizer.learning_rate = 1e-4;
+  const auto model = tiny_model(options);
+  const ParameterSet parameters = build_parameter_set(*model, options, 1);
+  std::map<std::string, double> rate;
+  for (const ParameterGroup& group : parameters.groups) rate[group.name] = group.learning_rate;
+  EXPECT_NEAR(rate.at("default.h.11"), 0.95e-4, 1e-15);                  // top block
+  EXPECT_NEAR(rate.at("default.h.0"), std::pow(0.95, 12) * 1e-4, 1e-15);  // bottom of twelve: 0.54
+  EXPECT_NEAR(rate.at("default"), 1e-4, 1e-15);                          // embeddings and heads are exempt
+}
+
+TEST(Groups, EveryTensorIsInExactlyOne) {
+  Options options = tiny_options();
+  options.optimizer.groups = {{"heads", {"text_head", "mel_head"}, 3e-5, std::nullopt, 0.0}, {"text", {"wte"}, std::nullopt, 0.5, 0.01}};
+  const auto model = tiny_model(options);
+  const ParameterSet parameters = build_parameter_set(*model, options, 1);
+  std::vector<int> seen(parameters.tensors.size(), 0);
+  for (const ParameterGroup& group : parameters.groups) {
+    for (const int member : group.members) ++seen[static_cast<std::size_t>(member)];
+  }
+  EXPECT_THAT(seen, ::testing::Each(1));
+  options.optimizer.groups[1].match = {"text_head.weight"};
+  EXPECT_THROW(build_parameter_set(*model, options, 1), Error);
+  options.optimizer.groups.clear();
+  options.trainable.freeze = {"no_such_module"};
+  EXPECT_THROW(build_parameter_set(*model, options, 1), Error);
+  options.trainable.freeze = {};
+  options.trainable.train = {"conditioning_encoder"};  // gets no gradient with precomputed conditioning
+  EXPECT_THROW(build_parameter_set(*model, options, 1), Error);
+}
+
+TEST(AdamW, IsTheTextbookUpdateAndItsStateRoundTrips) {
+  Options options = tiny_options();
+  options.trainable.freeze = {"*"};
+  options.trainable.train = {"mel_head.bias"};
+  options.optimizer.weight_decay = 0.1;
+  options.optimizer.learning_rate = 1e-2;
+  const auto model = tiny_model(options);
+  ParameterSet parameters = build_parameter_set(*model, options, 1);
+  ASSERT_EQ(parameters.tensors.size(), 1u);
+  AdamW optimizer(parameters, options.optimizer);
+  torch::Tensor value = parameters.tensors[0].value.detach().to(at::kDouble).clone();
+  torch::Tensor m = torch::zeros_like(value), v = torch::zeros_like(value);
+  for (int step = 1; step <= 5; ++step) {
+    const torch::Tensor grad = torch::linspace(-1, 2, value.numel(), at::kDouble) * step;
+    {
+      const torch::NoGradGuard no_grad;
+      parameters.tensors[0].grad.copy_(grad);
+    }
+    const ClipResult clip = optimizer.unscale_and_clip(1.0, 1.0, false);
+    EXPECT_NEAR(clip.norm, grad.norm().item<double>(), 1e-6 * clip.norm);
+    EXPECT_TRUE(clip.clipped);
+    optimizer.step(0.5);
+    const torch::Tensor g = grad / (grad.norm() + 1e-6);
+    m = 0.9 * m + 0.1 * g;
+    v = 0.999 * v + 0.001 * g * g;
+    value = value * (1 - 5e-3 * 0.1) -
+            5e-3 * (m / (1 - std::pow(0.9, step))) / ((v / (1 - std::pow(0.999, step))).sqrt() + 1e-8);
+    EXPECT_TRUE(torch::allclose(parameters.tensors[0].value.to(at::kDouble), value, 1e-5, 1e-7)) << step;
+  }
+  const Value saved = optimizer.save_state(1.0);
+  AdamW fresh(parameters, options.optimizer);
+  fresh.load_state(saved, parameters.all_names, false);
+  EXPECT_TRUE(identical(saved, fresh.save_state(1.0)));
+}
+
+TEST(AdamW, NonFiniteGradientsAreReportedAndLeftAlone) {
+  const Options options = tiny_options();
+  const auto model = tiny_model(options);
+  ParameterSet parameters = build_parameter_set(*model, options, 1);
+  AdamW optimizer(parameters, options.optimizer);
+  {
+    const torch::NoGradGuard no_grad;
+    parameters.tensors[0].grad.fill_(NAN);
+  }
+  EXPECT_FALSE(optimizer.unscale_and_clip(1.0, 1.0, false).finite);
+}
+
+ValidationResult result(double mel_loss, const std::string& weights = "raw") {
+  ValidationResult one;
+  one.weights = weights;
+  one.mel_loss = mel_loss;
+  one.text_tokens = one.mel_tokens = 10;
+  return one;
+}
+
+TEST(Monitors, BestMovesByAnyImprovementAndPatienceOnlyByEnough) {
+  EarlyStoppingOptions stop{true, "mel_loss", 2, 0.01};
+  Monitors monitors({}, stop);
+  EXPECT_EQ(monitors.observe({result(4.0)}, true).size(), 1u);
+  EXPECT_EQ(monitors.observe({result(3.995)}, true).size(), 1u);  // a new best, no progress
+  EXPECT_EQ(monitors.patience_counter(), 1);
+  Monitors resumed({}, stop);
+  resumed.load_state(monitors.save_state());
+  EXPECT_EQ(resumed.save_state(), monitors.save_state());
+  EXPECT_TRUE(resumed.observe({result(4.1)}, true).empty());
+  EXPECT_TRUE(resumed.should_stop());
+  EXPECT_EQ(monitors.observe({result(3.9)}, true).size(), 1u);
+  EXPECT_EQ(monitors.patience_counter(), 0);
+}
+
+TEST(Monitors, EmptyPartialOrNonFiniteIsNeverBest) {
+  Monitors monitors({}, {});
+  ValidationResult empty = result(0.0), partial = result(1.0);
+  empty.mel_tokens = 0;
+  partial.complete = false;
+  EXPECT_TRUE(monitors.observe({empty}, true).empty());
+  EXPECT_TRUE(monitors.observe({partial}, true).empty());
+  EXPECT_TRUE(monitors.observe({result(NAN)}, true).empty());
+  const auto best = monitors.observe({result(4.0), result(3.5, "ema")}, true);
+  ASSERT_EQ(best.size(), 1u);
+  EXPECT_EQ(best[0].weights, "ema");
+  EXPECT_EQ(best[0].value, 3.5);
+}
+
+TEST(Monitors, MetricNames) {
+  EXPECT_EQ(parse_metric("mel_loss").file_name(), "best_model.pth");
+  EXPECT_EQ(parse_metric("mel_top1").file_name(), "best_mel_top1.pth");
+  EXPECT_EQ(parse_metric("mel_loss@language:am").file_name(), "best_mel_loss_language_am.pth");
+  EXPECT_THROW(parse_metric("accuracy"), Error);
+}
+
+TEST(MetricsLog, IsCutBehindTheStepAndLosesATornLine) {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("metrics.jsonl");
+  {
+    MetricsLog log(path, 0);
+    for (int step = 1; step <= 4; ++step) log.write({{"type", "train"}, {"step", step}, {"loss", 0.1 * step}});
+  }
+  folder.write("metrics.jsonl", read_file(path, 1 << 20) + "{\"v\":1,\"type\":\"tra");
+  const MetricsLog log(path, 2);
+  const std::string kept = read_file(path, 1 << 20);
+  EXPECT_EQ(std::count(kept.begin(), kept.end(), '\n'), 2);
+  EXPECT_NE(kept.find("\"loss\":0.2"), std::string::npos);
+}
+
+TEST(TrainState, RoundTrips) {
+  TrainState state;
+  state.step = 5;
+  state.windows = 6;
+  state.skipped = 1;
+  state.epoch = 2;
+  state.cursor.epoch = 2;
+  state.cursor.batch = 3;
+  state.meters.loss_sum = 0.1 + 0.2;
+  state.meters.steps = 2;
+  state.validation_due = true;
+  TrainState copy;
+  copy.load_state(state.save_state());
+  EXPECT_EQ(copy.save_state().dump(), state.save_state().dump());
+}
+
+TEST(CheckpointStore, AFailedSaveIsReportedAndTheThirdEndsTheRun) {
+  const TemporaryFolder folder;
+  CheckpointOptions options;
+  CheckpointStore store(folder.file("not/there"), options);
+  const auto job = [] {
+    SaveJob one;
+    one.step = 1;
+    one.file_name = CheckpointStore::step_file_name(1);
+    one.content = Value::dict();
+    return one;
+  };
+  store.submit(job(), false);
+  store.wait();
+  const auto results = store.take_results();
+  ASSERT_EQ(results.size(), 1u);
+  EXPECT_FALSE(results[0].error.empty());
+  store.submit(job(), false);
+  store.wait();
+  store.submit(job(), false);
+  store.wait();
+  EXPECT_THROW(store.submit(job(), false), Error);
+}
+
+TEST(ResumeRules, NamesOfChanges) {
+  EXPECT_THAT(parse_allowed_changes({"batch", "order"}), ::testing::ElementsAre("batch", "order"));
+  EXPECT_THROW(parse_allowed_changes({"everything"}), Error);
+  EXPECT_THROW(parse_allowed_changes({"never"}), Error);
+}
+
+}  // namespace
+}  // namespace train_gpt_v2
