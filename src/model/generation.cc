@@ -23,8 +23,8 @@ std::vector<std::int64_t> text_inputs(const GenerationCase& one, const ModelOpti
   for (const std::int32_t id : one.text) {
     if (id == options.start_text_token || id == options.stop_text_token) continue;
     if (id < 0 || id >= options.text_rows()) {
-      throw Error("DAT042",
-                  concat("text id ", id, " lies outside the model's table of ", options.text_rows(), " rows"));
+      throw Error("DAT042", concat("text id ", id, " lies outside the model's table of ", options.text_rows(), " rows"))
+          .fix("use the tokenizer that the model was trained with");
     }
     ids.push_back(id);
   }

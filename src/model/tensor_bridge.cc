@@ -38,7 +38,8 @@ DType dtype_of(at::ScalarType type) {
   for (const auto& [ours, torch] : kTypes) {
     if (torch == type) return ours;
   }
-  throw Error("CKP003", concat("a tensor of type ", at::toString(type), " cannot be stored"));
+  throw Error("CKP003", concat("a tensor of type ", at::toString(type), " cannot be stored"))
+      .fix("convert it to a real type of at most 64 bits first");
 }
 
 at::Tensor tensor_to_torch(const Tensor& tensor) {

@@ -126,7 +126,8 @@ void check_text_rows(const std::vector<StateEntry>& state, const Found& found, c
   throw Error("CKP020", "text table, head and bias have different numbers of rows")
       .where(options.source)
       .detail(join(text, ", "))
-      .detail(concat("the model has ", wanted));
+      .detail(concat("the model has ", wanted))
+      .fix("use a complete state dict; these three belong together");
 }
 
 // Everything is compared before anything is copied.
@@ -201,7 +202,9 @@ const Value& find_model_dict(const Value& root, const std::string& source) {
   const Value* inner = root.find("model");
   const Value& dict = inner && inner->is_dict() ? *inner : root;
   if (!dict.is_dict()) {
-    throw Error("CKP003", concat("a dict of tensors was expected, the file holds a ", dict.kind_name())).where(source);
+    throw Error("CKP003", concat("a dict of tensors was expected, the file holds a ", dict.kind_name()))
+        .where(source)
+        .fix("save model.state_dict(), or a dict that holds it under \"model\"");
   }
   return dict;
 }
