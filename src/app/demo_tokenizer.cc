@@ -7,6 +7,7 @@
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/data/normalizer.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -30,13 +31,6 @@ void require(const sentencepiece::util::Status& status, std::string_view what) {
   if (!status.ok()) throw Error("DEM002", concat(what, ": ", status.ToString()));
 }
 
-std::string runtime_text(const std::string& text) {
-  std::string out = text;
-  const std::string stop = "።";
-  for (std::size_t at = out.find(stop); at != std::string::npos; at = out.find(stop)) out.replace(at, stop.size(), ".");
-  return out;
-}
-
 }  // namespace
 
 struct DemoTokenizer::Processor {
@@ -46,7 +40,7 @@ struct DemoTokenizer::Processor {
 DemoTokenizer::DemoTokenizer(const std::vector<std::string>& texts, std::size_t pieces)
     : processor_(std::make_unique<Processor>()) {
   std::vector<std::string> lines;
-  for (const std::string& text : texts) lines.push_back(runtime_text(text));
+  for (const std::string& text : texts) lines.push_back(before_sentencepiece(text, "am"));
   Lines iterator(lines);
   require(sentencepiece::SentencePieceTrainer::Train({{"model_type", "bpe"},
                                                       {"vocab_size", std::to_string(pieces)},
@@ -76,7 +70,7 @@ std::string DemoTokenizer::vocabulary() const {
 
 std::vector<std::int32_t> DemoTokenizer::encode(const std::string& text) const {
   std::vector<int> ids;
-  require(processor_->value.Encode(runtime_text(text), &ids), "a sentence cannot be tokenised");
+  require(processor_->value.Encode(before_sentencepiece(text, "am"), &ids), "a sentence cannot be tokenised");
   if (std::find(ids.begin(), ids.end(), kUnknownId) != ids.end()) {
     throw Error("DEM002", "the demo tokenizer does not cover a sentence").detail(text);
   }
