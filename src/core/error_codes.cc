@@ -145,6 +145,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "A program it calls failed, or an installed file is damaged. Reinstall the package that the message names."},
     {"DEM003", kBadData, "codes do not belong to this demo corpus",
      "Only codes that the corpus' own codebook knows can be turned into sound; real codes need sampling.vocoder_command."},
+    {"DEM004", kMissingInput, "the run has nothing to compare with the baseline",
+     "The summary of a demo run needs a finished validation with its text-usage gap in metrics.jsonl. Train further."},
     {"GPU001", kConfig, "the GPU driver is too old for this build", "Update the driver, or run with --device cpu."},
     {"GPU002", kUsage, "no such GPU", "--device names a GPU that is not there or not usable."},
     {"NUM001", kDiverged, "training diverged",
