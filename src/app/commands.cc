@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "train_gpt_v2/app/config_command.h"
+#include "train_gpt_v2/app/demo_command.h"
 #include "train_gpt_v2/app/eval_command.h"
 #include "train_gpt_v2/app/explain_command.h"
 #include "train_gpt_v2/app/export_command.h"
@@ -265,6 +266,7 @@ void add_commands(CLI::App& app, ExitStatus& status) {
   add_report(app);
   add_config_commands(app);
   add_explain(app);
+  add_demo_commands(app);
 }
 
 }  // namespace train_gpt_v2
