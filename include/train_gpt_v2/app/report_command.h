@@ -13,8 +13,8 @@ namespace train_gpt_v2 {
 struct ReportOptions {
   std::vector<std::string> runs;
   std::string output;
-  std::vector<std::string> milestones;  // STEP:MEL_LOW-MEL_HIGH:TOP1_LOW-TOP1_HIGH; empty = the plan's two
-  std::vector<std::string> phases;      // before|phase1|phase2=RUN_DIR, one of `runs`; others by their configuration
+  std::vector<std::string> milestones{};  // STEP:MEL_LOW-MEL_HIGH:TOP1_LOW-TOP1_HIGH; empty = the plan's two
+  std::vector<std::string> phases{};      // before|phase1|phase2=RUN_DIR, one of `runs`; others by their configuration
   std::uint64_t max_media_bytes = 48ull << 20;  // pictures and sounds taken into the page
   bool json = false;
 };
