@@ -70,6 +70,10 @@ void add_train_line(ReportRun& run, std::int64_t step, const Json& line) {
 }
 
 void add_validation_line(ReportRun& run, std::int64_t step, const Json& line) {
+  // A validation that was interrupted or saw nothing has losses of 0, which would be the best of all.
+  const auto complete = line.find("complete"), tokens = line.find("mel_tokens");
+  if (complete != line.end() && complete->is_boolean() && !complete->get<bool>()) return;
+  if (tokens != line.end() && tokens->is_number() && tokens->get<double>() <= 0) return;
   const std::string split = string_of(line, "split", "all"), weights = string_of(line, "weights", "raw");
   for (const auto& [field, value] : line.items()) {
     if (!value.is_number() || !is_figure(field)) continue;

@@ -246,6 +246,20 @@ TEST(Report, RunsAreComparedAndPutIntoPhases) {
   }
 }
 
+TEST(Report, AnInterruptedValidationIsNoResult) {
+  testing::TemporaryFolder folder;
+  folder.write("run/metrics.jsonl",
+               validation_line(20, "raw", 3.6, 0.3) +
+                   R"({"type":"validation","step":30,"weights":"raw","split":"all","mel_loss":0.0,"complete":false})"
+                   "\n" +
+                   R"({"type":"validation","step":40,"weights":"raw","split":"all","mel_loss":0.0,"mel_tokens":0})"
+                   "\n");
+  const auto json = nlohmann::json::parse(
+      write_report({.runs = {folder.file("run")}, .output = folder.file("r.html"), .json = true}));
+  EXPECT_EQ(json["runs"][0]["best_mel_loss"], 3.6);
+  EXPECT_EQ(json["runs"][0]["last_step"], 40);
+}
+
 TEST(Report, JsonSaysWhatWasFound) {
   testing::TemporaryFolder folder;
   folder.write("run/metrics.jsonl", train_line(10, 4) + validation_line(20, "raw", 3.6, 0.3) + "x\n");
