@@ -23,7 +23,9 @@ at::ScalarType stored_type(const std::string& checkpoint) {
 }  // namespace
 
 std::string run_export(const ExportRequest& request) {
-  const ModelSource source = load_model(request.model);
+  ModelRequest wanted = request.model;
+  wanted.complete = true;  // fresh values must never reach an inference file
+  const ModelSource source = load_model(wanted);
   at::ScalarType type = at::kFloat;
   if (request.dtype == "fp16") {
     type = at::kHalf;

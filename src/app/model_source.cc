@@ -70,7 +70,7 @@ ModelSource load_model(const ModelRequest& request) {
   LoadOptions how;
   how.source = path;
   how.seed = static_cast<std::uint64_t>(source.options.train.seed);
-  how.complete = checkpoint_kind(file.root) != CheckpointKind::kWeights;
+  how.complete = request.complete || checkpoint_kind(file.root) != CheckpointKind::kWeights;
   const LoadReport report = load_state(*source.model, file.root, how);
   for (const std::string& name : report.missing) {
     // A weight file may lack what precomputed conditioning replaces, as the reference only warns then.

@@ -18,6 +18,7 @@ struct ModelRequest {
   std::vector<std::string> sets;  // --set
   std::string weights;            // raw | ema | "": what best_model.pth records, else raw
   at::Device device = at::kCPU;
+  bool complete = false;  // every tensor must be in the file, conditioners too
 };
 
 struct ModelSource {

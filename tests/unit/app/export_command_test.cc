@@ -43,6 +43,14 @@ TEST(Export, CastsWhenAsked) {
   }
 }
 
+TEST(Export, RefusesAFileWithoutTheConditioners) {
+  const TemporaryFolder folder;
+  ExportRequest request{fixture_model(), folder.file("partial.pth"), "gpt.pth", ""};
+  request.model.checkpoint = data_path("fixtures/model/gpt_model_key.pth");
+  EXPECT_THROW(run_export(request), Error);
+  EXPECT_FALSE(std::filesystem::exists(request.output));
+}
+
 TEST(Export, EmaWeightsMustBeThere) {
   const TemporaryFolder folder;
   ExportRequest request{fixture_model(), folder.file("ema.pth"), "gpt.pth", ""};
