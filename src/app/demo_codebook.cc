@@ -81,14 +81,11 @@ Round assign(std::span<const float> points, const std::vector<float>& centroids,
 
 }  // namespace
 
-std::size_t Codebook::nearest(std::span<const float> point) const {
-  float distance = 0;
-  return nearest_entry(centroids, point.data(), &distance);
-}
-
 std::vector<std::int32_t> Codebook::encode(std::span<const float> points) const {
   std::vector<std::int32_t> codes(points.size() / kCepstra);
-  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = ids[nearest(points.subspan(i * kCepstra, kCepstra))];
+  float distance = 0;
+  for (std::size_t i = 0; i < codes.size(); ++i)
+    codes[i] = ids[nearest_entry(centroids, &points[i * kCepstra], &distance)];
   return codes;
 }
 

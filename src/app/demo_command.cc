@@ -1,5 +1,7 @@
 #include "train_gpt_v2/app/demo_command.h"
 
+#include <signal.h>
+
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
@@ -7,7 +9,6 @@
 #include "train_gpt_v2/app/demo_data.h"
 #include "train_gpt_v2/app/demo_summary.h"
 #include "train_gpt_v2/core/filesystem.h"
-#include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
@@ -25,7 +26,8 @@ void add_demo_commands(CLI::App& app) {
       "Amharic text comes from libreoffice-l10n-am and aspell-am, speech from espeak-ng: good to watch a model\n"
       "learn, no basis for a voice.");
   data->callback([options] {
-    install_signal_handlers();
+    // A speech program that dies early must be an Error, not our end. Ctrl-C ends us as usual: nothing is half made.
+    ::signal(SIGPIPE, SIG_IGN);
     const DemoCorpus corpus = make_demo_corpus(*options);
     std::cout << corpus.folder << (corpus.already_there ? " is already there: " : ": ") << corpus.train_pairs
               << " training and " << corpus.val_pairs << " validation pairs, " << fixed(corpus.hours, 2)

@@ -89,6 +89,7 @@ A test fails when they are stale, so do not edit them.
 | amharic.json | the plan's size: width 512, 12 blocks, 24,000 text tokens, from fresh weights |
 | amharic_indextts2.json | the released size: width 1280, 24 blocks, starting from the released gpt.pth |
 | phase1.json | amharic.json with the plan's phase 1 values |
+| demo.json | a small model for the corpus of `train_gpt_v2 demo-data`; scripts/quickstart.sh trains it |
 | demo.json | a small model for the corpus that `train_gpt_v2 demo-data` makes |
 | schema.json | `"$schema": "schema.json"` in a configuration gives completion and checks in editors |
 

@@ -19,7 +19,6 @@ struct Codebook {
   std::vector<std::int32_t> ids;  // [K], code of each entry
 
   std::size_t size() const { return ids.size(); }
-  std::size_t nearest(std::span<const float> point) const;                // entry for one frame of 20 numbers
   std::vector<std::int32_t> encode(std::span<const float> points) const;  // [T, 20] -> [T] codes
   // [T] codes -> [T, 20]; a code that no entry has is DEM003.
   std::vector<float> decode(std::span<const std::int32_t> codes) const;

@@ -8,6 +8,7 @@
 // val_pairs_online.jsonl and demo_online.json for online conditioning. Same options, same bytes (for one version of
 // espeak-ng, LibreOffice's and aspell's packages). Tokenizer, codebook and speaker statistics depend on the seed alone,
 // so that corpora of different voices and sizes fit one model.
+// It is built in OUT.partial (removed first, should one be left over) and renamed when complete.
 // Errors: DEM001 (package missing), DEM002 (a program or file failed), IO003 (the folder holds something else).
 
 #include <cstdint>
