@@ -76,8 +76,7 @@ struct PythonReading {
 inline PythonReading read_with_python(const std::string& path, const std::string& copy = {}) {
   std::string command = "python3 '" + data_path("../support/torch_reader.py") + "' ";
   if (!copy.empty()) {
-    const char* site = std::getenv("TGV2_TORCH_SITE");  // where the wheel that we build against was unpacked
-    command = std::string("PYTHONPATH='") + (site ? site : "") + "' " + command + "--torch ";
+    command = "PYTHONPATH='" + torch_site() + "' " + command + "--torch ";
   }
   std::FILE* pipe =
       ::popen((command + "'" + path + "' " + (copy.empty() ? "" : "'" + copy + "'") + " 2>/dev/null").c_str(), "r");

@@ -12,19 +12,10 @@
 
 namespace train_gpt_v2::testing {
 
-// A file under tests/data; ctest passes the folder in TGV2_TEST_DATA.
-inline std::string data_path(std::string_view name) {
-  const char* folder = std::getenv("TGV2_TEST_DATA");
-  if (!folder) throw std::runtime_error("run the tests through ctest, or set TGV2_TEST_DATA to tests/data");
-  return std::string(folder) + "/" + std::string(name);
-}
-
-// The train_gpt_v2 program under test.
-inline std::string binary_path() {
-  const char* path = std::getenv("TGV2_BINARY");
-  if (!path) throw std::runtime_error("run the tests through ctest, or set TGV2_BINARY");
-  return path;
-}
+// Where things are: TGV2_TEST_DATA, TGV2_BINARY and TGV2_TORCH_SITE where set, else what CMake knew (test_paths.cc).
+std::string data_path(std::string_view name);  // a file under tests/data
+std::string binary_path();                     // the train_gpt_v2 program under test
+std::string torch_site();                      // the folder of the wheel's `torch` package
 
 class TemporaryFolder {
  public:
