@@ -7,6 +7,7 @@
 
 #include "train_gpt_v2/app/demo_process.h"
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
@@ -95,6 +96,10 @@ std::string wav_bytes(std::span<const float> samples, int sample_rate) {
     append(out, static_cast<std::uint32_t>(static_cast<std::int32_t>(scaled)), 2);
   }
   return out;
+}
+
+void write_wav(const std::string& path, std::span<const float> samples, int sample_rate) {
+  write_file_atomically(path, wav_bytes(samples, sample_rate));
 }
 
 std::vector<float> parse_wav(std::string_view content, int sample_rate) {

@@ -2,7 +2,7 @@
 // Speech of the demo corpus: espeak-ng's Amharic voice in several variants, started as a program (it is GPL, so it is
 // never linked). The same call gives the same samples for one version of espeak-ng.
 //
-// Audio is mono, 22,050 Hz, samples in [-1, 1). Errors: DEM001 (not installed), DEM002 (it failed).
+// Audio is mono, 22,050 Hz, samples in [-1, 1). Errors: DEM001 (not installed), DEM002 (it failed), IO003, IO002.
 
 #include <span>
 #include <string>
@@ -28,6 +28,7 @@ std::vector<float> speak(const DemoVoice& voice, std::string_view text, int pitc
 
 // RIFF/WAVE, 16 bit PCM, mono.
 std::string wav_bytes(std::span<const float> samples, int sample_rate);
+void write_wav(const std::string& path, std::span<const float> samples, int sample_rate);  // atomically
 
 // The samples of a 16-bit mono RIFF/WAVE file with the given rate; the data size may be larger than what follows, as a
 // program that writes to a pipe leaves it.

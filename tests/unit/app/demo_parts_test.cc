@@ -160,6 +160,13 @@ TEST(DemoSpeech, WavRoundTrip) {
             (std::vector<float>{32767.0F / 32768.0F, -1.0F}));
 }
 
+TEST(DemoSpeech, WritesAWavFile) {
+  const testing::TemporaryFolder folder;
+  const std::vector<float> samples{0.25F, -0.25F};
+  write_wav(folder.file("x.wav"), samples, 16000);
+  EXPECT_EQ(parse_wav(read_file(folder.file("x.wav"), 1000), 16000), samples);
+}
+
 TEST(DemoSpeech, RefusesOtherSound) {
   const std::vector<float> samples{0.1F, 0.2F};
   const std::string good = wav_bytes(samples, 16000);
