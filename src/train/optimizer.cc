@@ -1,11 +1,14 @@
 #include "train_gpt_v2/train/optimizer.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 #include <unordered_map>
 
 #include "train_gpt_v2/core/error.h"
@@ -45,10 +48,18 @@ torch::Tensor fitting(const Value& one, const char* key, const TrainableTensor& 
   if (source.sizes() != target.value.sizes()) {
     throw Error("CKP007", "the optimizer state does not fit the model")
         .at(target.name)
-        .detail(concat("checkpoint ", key, " ", shape_text(source.sizes()), ", model ", shape_text(target.value.sizes())))
+        .detail(
+            concat("checkpoint ", key, " ", shape_text(source.sizes()), ", model ", shape_text(target.value.sizes())))
         .fix("resume with the model and the parameter groups the checkpoint was written with");
   }
   return source;
+}
+
+bool plain_on_cpu(const TrainableTensor& tensor) {
+  const auto plain = [](const torch::Tensor& t) {
+    return t.defined() && t.is_cpu() && t.scalar_type() == torch::kFloat32 && t.is_contiguous();
+  };
+  return plain(tensor.value) && plain(tensor.grad);
 }
 
 }  // namespace
@@ -56,20 +67,39 @@ torch::Tensor fitting(const Value& one, const char* key, const TrainableTensor& 
 AdamW::AdamW(ParameterSet& parameters, const OptimizerOptions& options) : parameters_(parameters), options_(options) {
   for (const TrainableTensor& tensor : parameters_.tensors) {
     const auto like = torch::TensorOptions().dtype(torch::kFloat32).device(tensor.value.device());
-    moments_.push_back({torch::zeros(tensor.value.sizes(), like), torch::zeros(tensor.value.sizes(), like),
-                        torch::zeros({}, like)});
+    moments_.push_back(
+        {torch::zeros(tensor.value.sizes(), like), torch::zeros(tensor.value.sizes(), like), torch::zeros({}, like)});
+  }
+  pending_scale_.assign(parameters_.groups.size(), 1.0);
+  if (std::all_of(parameters_.tensors.begin(), parameters_.tensors.end(), plain_on_cpu)) {
+    kernels_ = make_cpu_kernels(at::get_num_threads());
   }
 }
 
-ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_group) {
+// The squared norm of every tensor's gradient.
+std::vector<double> AdamW::squares() {
+  std::vector<double> result;
+  if (kernels_) {
+    for (const TrainableTensor& tensor : parameters_.tensors) {
+      const GradientSpan span{tensor.grad.const_data_ptr<float>(), 1, tensor.grad.numel(), nullptr};
+      result.push_back(kernels_->sum_of_squares(&span, 1));
+    }
+    return result;
+  }
+  std::vector<torch::Tensor> on_device;
+  for (const TrainableTensor& tensor : parameters_.tensors) on_device.push_back(sum_of_squares(tensor.grad));
+  const torch::Tensor on_host = at::stack(on_device).cpu();  // the one synchronisation of a step
+  const double* square = on_host.const_data_ptr<double>();
+  return {square, square + on_device.size()};
+}
+
+ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_group, bool in_place) {
   torch::NoGradGuard no_grad;
-  std::vector<torch::Tensor> squares;
-  for (const TrainableTensor& tensor : parameters_.tensors) squares.push_back(sum_of_squares(tensor.grad));
   ClipResult result;
   result.by_group.assign(parameters_.groups.size(), 0.0);
-  if (squares.empty()) return result;
-  const torch::Tensor on_host = at::stack(squares).cpu();  // the one synchronisation of a step
-  const double* square = on_host.const_data_ptr<double>();
+  pending_scale_.assign(parameters_.groups.size(), 1.0);
+  if (parameters_.tensors.empty()) return result;
+  const std::vector<double> square = squares();
   double total = 0;
   for (std::size_t i = 0; i < parameters_.tensors.size(); ++i) {
     total += square[i];
@@ -84,6 +114,10 @@ ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_
     const double clip = max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;
     result.clipped |= clip < 1.0;
     if (clip * grad_scale == 1.0) continue;
+    if (kernels_ && !in_place) {
+      pending_scale_[g] = clip * grad_scale;
+      continue;
+    }
     std::vector<torch::Tensor> grads;
     for (const int member : parameters_.groups[g].members) {
       grads.push_back(parameters_.tensors[static_cast<std::size_t>(member)].grad);
@@ -95,7 +129,13 @@ ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_
 
 void AdamW::step(double factor) {
   torch::NoGradGuard no_grad;
-  for (const ParameterGroup& group : parameters_.groups) {
+  for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {
+    const ParameterGroup& group = parameters_.groups[g];
+    if (kernels_) {
+      step_in_one_pass(group, pending_scale_[g], group.learning_rate * factor);
+      pending_scale_[g] = 1.0;
+      continue;
+    }
     std::vector<torch::Tensor> values, grads, exp_avgs, exp_avg_sqs, steps;
     for (const int member : group.members) {
       const auto i = static_cast<std::size_t>(member);
@@ -109,6 +149,33 @@ void AdamW::step(double factor) {
     if (values.empty()) continue;
     at::_fused_adamw_(values, grads, exp_avgs, exp_avg_sqs, {}, steps, group.learning_rate * factor, options_.beta1,
                       options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false);
+  }
+}
+
+void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate) {
+  // Tensors of one group may have made different numbers of steps (some joined later): one pass for each number.
+  std::map<std::int64_t, std::vector<AdamWTensor>> by_step;
+  for (const int member : group.members) {
+    const auto i = static_cast<std::size_t>(member);
+    moments_[i].step += 1;
+    AdamWTensor t;
+    t.parameter = parameters_.tensors[i].value.detach().mutable_data_ptr<float>();
+    t.gradient = parameters_.tensors[i].grad.const_data_ptr<float>();
+    t.exp_avg = moments_[i].exp_avg.mutable_data_ptr<float>();
+    t.exp_avg_sq = moments_[i].exp_avg_sq.mutable_data_ptr<float>();
+    t.width = parameters_.tensors[i].value.numel();
+    t.learning_rate = learning_rate;
+    t.weight_decay = group.weight_decay;
+    by_step[static_cast<std::int64_t>(moments_[i].step.item<float>())].push_back(t);
+  }
+  for (const auto& [step, tensors] : by_step) {
+    AdamWStep how;
+    how.beta1 = options_.beta1;
+    how.beta2 = options_.beta2;
+    how.eps = options_.eps;
+    how.step = step;
+    how.gradient_scale = static_cast<float>(scale);
+    kernels_->adamw(how, tensors.data(), static_cast<std::int64_t>(tensors.size()));
   }
 }
 
@@ -160,8 +227,7 @@ Value AdamW::save_state(double next_factor) const {
   return result;
 }
 
-void AdamW::load_state(const Value& state, const std::vector<std::string>& names,
-                       bool missing_start_anew) {
+void AdamW::load_state(const Value& state, const std::vector<std::string>& names, bool missing_start_anew) {
   std::unordered_map<std::string, const Value*> saved;
   for (const auto& [key, value] : state.at("state").entries("optimizer.state")) {
     if (key.is_string()) {  // split text rows and adapters are stored by name

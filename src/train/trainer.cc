@@ -105,7 +105,9 @@ bool Trainer::train_window(const Window& window) {
     const torch::NoGradGuard no_grad;
     for (torch::Tensor& rows : parts_.core.parameters.masked_grads) rows.zero_();
   }
-  const ClipResult clip = parts_.core.optimizer.unscale_and_clip(1.0 / loss_scale, train.grad_clip, train.clip_per_group);
+  // Nothing reads the gradients between here and the update, so the CPU may scale them there.
+  const ClipResult clip = parts_.core.optimizer.unscale_and_clip(1.0 / loss_scale, train.grad_clip,
+                                                                 train.clip_per_group, /*in_place=*/false);
   state_.cursor = window.micro_batches.back().after;
   state_.epoch = static_cast<std::int64_t>(window.micro_batches.back().epoch);
   ++state_.windows;

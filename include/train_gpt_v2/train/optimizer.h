@@ -1,13 +1,16 @@
 #pragma once
-// AdamW over a ParameterSet through at::_fused_adamw_, with gradient norm, clipping and the state that goes into
-// checkpoints. Moments are fp32 on the device of their parameter.
+// AdamW over a ParameterSet, with gradient norm, clipping and the state that goes into checkpoints: one pass of
+// kernels/kernels.h for fp32 tensors on the CPU, at::_fused_adamw_ elsewhere. Moments are fp32 on the device of their
+// parameter.
 //
 // Order within a step: algorithms.md §7.2. One owner of the learning rate: it is passed in at every step.
 
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "train_gpt_v2/io/value.h"
+#include "train_gpt_v2/kernels/kernels.h"
 #include "train_gpt_v2/train/parameters.h"
 
 namespace train_gpt_v2 {
@@ -23,9 +26,11 @@ class AdamW {
  public:
   AdamW(ParameterSet& parameters, const OptimizerOptions& options);
 
-  // Norm of the gradients times `grad_scale` (1 / loss scale); scales the gradients in place by it and by
-  // min(1, max_norm / (norm + 1e-6)). max_norm 0: no clipping. A non-finite norm leaves them as they are.
-  ClipResult unscale_and_clip(double grad_scale, double max_norm, bool per_group);
+  // Norm of the gradients times `grad_scale` (1 / loss scale); scales the gradients by it and by
+  // min(1, max_norm / (norm + 1e-6)). max_norm 0: no clipping. A non-finite norm leaves them as they are. Without
+  // `in_place` the CPU leaves the scaling to the step() that follows, which saves a pass over all gradients; who reads
+  // them after this call (AdaLoRA's importance) asks for `in_place`.
+  ClipResult unscale_and_clip(double grad_scale, double max_norm, bool per_group, bool in_place = true);
   // One update with each group's rate times `factor`.
   void step(double factor);
 
@@ -46,7 +51,12 @@ class AdamW {
   };
   ParameterSet& parameters_;
   OptimizerOptions options_;
+  std::vector<double> squares();
+  void step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate);
+
   std::vector<Moments> moments_;
+  std::vector<double> pending_scale_;  // per group; what step() multiplies the gradients by
+  std::unique_ptr<Kernels> kernels_;   // null where the tensors are not contiguous fp32 on the CPU
 };
 
 }  // namespace train_gpt_v2
