@@ -1,9 +1,12 @@
 #include "thread_pool.h"
 
+#include <stdexcept>
+
 namespace train_gpt_v2 {
 namespace {
 
 constexpr int kSpins = 4000;  // about 50 us with a pause in each: longer than the gaps between the kernels of one step
+constexpr std::uint32_t kInside = (1u << 11) - 1, kOpen = 1u << 11, kGeneration = 1u << 12;
 
 inline void pause_briefly() {
 #if defined(__x86_64__)
@@ -14,10 +17,9 @@ inline void pause_briefly() {
 }
 
 // Waits until `value` differs from `old`; spins first, then sleeps.
-template <typename T>
-T wait_for_change(const std::atomic<T>& value, T old) {
+std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
   for (int i = 0; i < kSpins; ++i) {
-    const T now = value.load(std::memory_order_acquire);
+    const std::uint32_t now = value.load(std::memory_order_acquire);
     if (now != old) return now;
     pause_briefly();
   }
@@ -28,13 +30,14 @@ T wait_for_change(const std::atomic<T>& value, T old) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
+  if (threads < 1 || threads > static_cast<int>(kInside)) throw std::invalid_argument("ThreadPool: 1 to 2047 threads");
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
 ThreadPool::~ThreadPool() {
   stop_ = true;
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  state_.fetch_add(kGeneration, std::memory_order_release);
+  state_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -51,20 +54,28 @@ void ThreadPool::run_shared(std::int64_t count, Call call, const void* context) 
   context_ = context;
   count_ = count;
   next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  state_.fetch_add(kGeneration + kOpen, std::memory_order_release);
+  state_.notify_all();
   take_tasks(0);
-  for (int left = busy_.load(std::memory_order_acquire); left != 0;) left = wait_for_change(busy_, left);
+  // All tasks are handed out: let nobody in any more, and wait for those inside.
+  std::uint32_t state = state_.fetch_sub(kOpen, std::memory_order_acq_rel) - kOpen;
+  while (state & kInside) state = wait_for_change(state_, state);
 }
 
 void ThreadPool::work(int worker) {
-  std::uint32_t seen = 0;
-  for (;;) {
-    seen = wait_for_change(generation_, seen);
-    if (stop_) return;
+  std::uint32_t done = 0;  // the generation that this worker has been in, or has missed
+  std::uint32_t state = state_.load(std::memory_order_acquire);
+  while (!stop_) {
+    const std::uint32_t generation = state / kGeneration;
+    if (generation == done || !(state & kOpen)) {
+      state = wait_for_change(state_, state);
+      continue;
+    }
+    if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    done = generation;
     take_tasks(worker);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
+    state = state_.fetch_sub(1, std::memory_order_acq_rel) - 1;
+    if (!(state & (kOpen | kInside))) state_.notify_all();
   }
 }
 
