@@ -11,6 +11,7 @@
 #include "train_gpt_v2/app/export_command.h"
 #include "train_gpt_v2/app/inspect_command.h"
 #include "train_gpt_v2/app/report_command.h"
+#include "train_gpt_v2/app/sample_command.h"
 #include "train_gpt_v2/app/version.h"
 #include "train_gpt_v2/config/loader.h"
 #include "train_gpt_v2/core/filesystem.h"
@@ -204,6 +205,62 @@ void add_export(CLI::App& app) {
   });
 }
 
+void add_decoding(CLI::App& command, DecodingOptions& decoding) {
+  command.add_flag("--greedy", decoding.greedy, "no sampling; with --num-beams N plain beam search");
+  command.add_option("--num-beams", decoding.num_beams, "1 = no beams (default 3; 1 with --greedy)")
+      ->check(CLI::Range(1, 64));
+  command.add_option("--temperature", decoding.temperature)->check(CLI::Range(0.01, 100.0))->capture_default_str();
+  command.add_option("--top-k", decoding.top_k, "0 = off")->check(CLI::Range(0, 1'000'000))->capture_default_str();
+  command.add_option("--top-p", decoding.top_p, "1 = off")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  command.add_option("--typical-p", decoding.typical_p, "typical sampling (default: off)")->check(CLI::Range(0.0, 1.0));
+  command.add_option("--repetition-penalty", decoding.repetition_penalty, "1 = off")
+      ->check(CLI::Range(0.01, 1000.0))
+      ->capture_default_str();
+  command.add_option("--length-penalty", decoding.length_penalty, "of beams")
+      ->check(CLI::Range(-100.0, 100.0))
+      ->capture_default_str();
+  command.add_option("--max-codes", decoding.max_codes, "most codes, the stop included (default 1500); never above max_mel_tokens - 1")
+      ->check(CLI::Range(1, 1'000'000));
+  command.add_option("--mel-position", decoding.mel_position, "training, or reference_inference (off by one, as there)")
+      ->check(CLI::IsMember({"training", "reference_inference"}))
+      ->capture_default_str();
+  command.add_option("--seed", decoding.seed, "of the random numbers")->check(CLI::NonNegativeNumber)->capture_default_str();
+}
+
+void add_sample(CLI::App& app, ExitStatus& status) {
+  struct Arguments : Common {
+    SampleRequest request;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  SampleRequest& request = arguments->request;
+  request.decoding = shipped_decoding();
+  CLI::App* command = app.add_subcommand("sample", "speech codes for a file of cases");
+  add_model_options(*command, *arguments, request.model);
+  command->add_option("--cases", request.cases, "JSONL of cases")->required();
+  command->add_option("--out", request.folder, "folder for codes, pictures and sound")->required();
+  command->add_option("--manifest", request.manifests, "where prompts are found (default: the configuration's); repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--prompt", request.prompt, "pair id for cases that name no voice");
+  command->add_option("--vocoder-command", request.vocoder_command, "codes to sound: \"PROGRAM {codes} {out}\"");
+  command->add_option("--batch-size", request.batch_size, "cases decoded together")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  add_decoding(*command, request.decoding);
+  arguments->add_device(*command);
+  arguments->add_json(*command);
+  arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 sample --checkpoint runs/am/best_model.pth --cases cases.jsonl --out spoken");
+  command->callback([arguments, command, &status] {
+    install_signal_handlers();
+    SampleRequest& asked = arguments->request;
+    finish(*arguments, asked.model);
+    asked.json = arguments->json;
+    for (std::string& manifest : asked.manifests) manifest = absolute_path(manifest);
+    if (asked.decoding.greedy && command->count("--num-beams") == 0) asked.decoding.num_beams = 1;
+    status = run_sample(asked, std::cout);
+  });
+}
+
 void add_inspect(CLI::App& app) {
   struct Arguments : Common {
     std::vector<std::string> files;
@@ -261,6 +318,7 @@ void add_explain(CLI::App& app) {
 void add_commands(CLI::App& app, ExitStatus& status) {
   add_train(app, status);
   add_eval(app, status);
+  add_sample(app, status);
   add_inspect(app);
   add_export(app);
   add_report(app);

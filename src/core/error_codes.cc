@@ -38,6 +38,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"CFG020", kConfig, "a configuration is needed",
      "Checkpoints of this program carry theirs; other weight files need --config with the model section."},
     {"CFG021", kConfig, "no manifest to work on", "Give --manifest, or data.val_manifests in the configuration."},
+    {"CFG022", kConfig, "the vocoder command cannot be used",
+     "It must name a program and hold {codes} and {out}, e.g. \"my_vocoder {codes} {out}\"; quotes must be closed."},
     // --- DAT: data
     {"DAT001", kBadData, "a data file is malformed",
      "The message names the file, the line or field, and the value. Correct it, or set data.on_bad_sample to \"skip\"."},
@@ -68,6 +70,9 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "Limits are model.max_text_tokens ids and model.max_mel_tokens + 1 codes; data.on_overlong says what happens beyond."},
     {"DAT090", kBadData, "a listening sheet cannot be read",
      "samples/step_N/notes.json must be {\"samples\": [{\"id\": ..., \"pronunciation\": 1 to 5, ...}]}. Correct the JSON or delete it."},
+    {"DAT092", kBadData, "a cases file is malformed",
+     "Each line is {id, text or text_ids, and a voice: condition_path and emo_vec_path, prompt, or speaker_features_path}. "
+     "The file and the line are printed."},
     // --- TOK: tokenizer
     {"TOK001", kBadData, "the tokenizer model is damaged or not a SentencePiece model",
      "The file is checked before SentencePiece reads it. Copy it again from where it was trained."},
@@ -122,6 +127,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"IO006", kBadData, "a .npy file is malformed or of a kind that is not read",
      "Little-endian int16/32/64, uint8/16 and float16/32/64 arrays in C order are read. Save the array again with "
      "numpy.save(path, numpy.ascontiguousarray(array).astype(type))."},
+    {"IO007", kIo, "the vocoder command failed",
+     "The codes are written all the same. Run the command by hand on one of the .npy files to see what it says."},
     // --- PFT, EWC: adapters and forgetting
     {"PFT001", kConfig, "the adapter settings cannot be used",
      "The message names the peft.* key, its value, and what the model or the other keys allow."},
