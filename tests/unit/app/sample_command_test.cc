@@ -73,7 +73,8 @@ TEST_F(SampleCommand, GivesTheRecordedCodes) {
     SCOPED_TRACE(one.dump().substr(0, 100));
     request_.decoding.num_beams = one.at("num_beams");
     request_.decoding.repetition_penalty = one.at("repetition_penalty");
-    request_.decoding.max_codes = one.at("max_generate_length").get<std::int64_t>();
+    const Json& limit = one.at("max_generate_length").is_null() ? expected_.at("default_limit") : one.at("max_generate_length");
+    request_.decoding.max_codes = limit.get<std::int64_t>();
     for (const bool reference : {false, true}) {
       request_.decoding.mel_position = reference ? "reference_inference" : "training";
       run(recorded_case(one.at("case").get<std::size_t>()).dump() + "\n");
