@@ -80,6 +80,9 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "IndexTTS2 needs <s> 0, </s> 1, <unk> 2 and no <pad>: other numbers collide with its start and stop tokens."},
     {"TOK003", kConfig, "tokenizer and model have different vocabulary sizes",
      "model.number_text_tokens must equal the number of pieces of data.tokenizer."},
+    {"TOK004", kConfig, "the tokenizer does not extend the base tokenizer",
+     "Pieces of data.base_tokenizer have other ids in data.tokenizer, so the base model's rows would belong to other pieces. "
+     "Extend the base model (new pieces are appended), or name the tokenizer the base model was trained with."},
     // --- CKP: checkpoints and weights
     {"CKP001", kBadData, "a checkpoint or weight file is damaged",
      "Structure or checksums do not hold. `train_gpt_v2 inspect --verify FILE` names the damaged record."},

@@ -283,17 +283,22 @@ std::string absolute_path(std::string_view path) { return fs::absolute(fs::path(
 // --- RunLock ----------------------------------------------------------------------------------------------------------
 
 RunLock::RunLock(const std::string& directory) : path_(path_join(directory, ".lock")) {
-  fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
-  if (fd_ < 0) refuse("create the lock file", path_, errno);
-  if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
-    char holder[32] = {};
-    const ssize_t got = ::pread(fd_, holder, sizeof holder - 1, 0);
-    ::close(fd_);
-    throw Error("IO005", "another process is training in this run directory")
-        .where(directory)
-        .detail(concat("held by process ", got > 0 ? std::string(trim(holder)) : "?"))
-        .fix("wait for it, stop it, or give this run another --output-dir");
-  }
+  struct stat locked {}, named {};
+  do {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+    if (fd_ < 0) refuse("create the lock file", path_, errno);
+    if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+      char holder[32] = {};
+      const ssize_t got = ::pread(fd_, holder, sizeof holder - 1, 0);
+      ::close(fd_);
+      throw Error("IO005", "another process is training in this run directory")
+          .where(directory)
+          .detail(concat("held by process ", got > 0 ? std::string(trim(holder)) : "?"))
+          .fix("wait for it, stop it, or give this run another --output-dir");
+    }
+    // The holder before us may have removed the file between our open and our flock: then the name is another file now.
+  } while (::fstat(fd_, &locked) != 0 || ::stat(path_.c_str(), &named) != 0 || locked.st_ino != named.st_ino);
   const std::string id = std::to_string(::getpid()) + "\n";
   // The id is for people only; the lock itself is the flock.
   if (::ftruncate(fd_, 0) != 0 || ::pwrite(fd_, id.data(), id.size(), 0) < 0) refuse("write", path_, errno);

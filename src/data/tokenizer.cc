@@ -239,4 +239,23 @@ std::int32_t Tokenizer::piece_id(std::string_view piece) const {
   return impl_->processor.PieceToId(piece);
 }
 
+void check_extension(const Tokenizer& extended, const Tokenizer& base) {
+  if (extended.size() < base.size()) {
+    throw Error("TOK004", concat("data.tokenizer has ", extended.size(), " pieces, data.base_tokenizer ", base.size()))
+        .where(extended.path())
+        .fix("name the extended model under data.tokenizer and the one it extends under data.base_tokenizer");
+  }
+  std::int64_t differing = 0;
+  std::int32_t first = 0;
+  for (std::int32_t id = 0; id < base.size(); ++id) {
+    if (extended.piece(id) == base.piece(id)) continue;
+    if (differing++ == 0) first = id;
+  }
+  if (differing == 0) return;
+  throw Error("TOK004", concat(differing, " of the base tokenizer's ", base.size(), " pieces have another id"))
+      .where(extended.path())
+      .detail(concat("first: id ", first, " is \"", base.piece(first), "\" there and \"", extended.piece(first), "\" here"))
+      .fix("extend the base model by appending pieces, or name the tokenizer the base model was trained with");
+}
+
 }  // namespace train_gpt_v2

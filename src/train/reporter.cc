@@ -108,6 +108,10 @@ void Reporter::status(const TrainState& state) {
 }
 
 void Reporter::validation(const TrainState& state, const EvaluatorOutput& output) {
+  if (!output.results.empty() && !output.results.front().complete) {
+    log_info("validation", "step ", state.step, " interrupted; it is done again when the run goes on");
+    return;
+  }
   for (const ValidationResult& result : output.results) {
     OrderedJson line = {{"type", "validation"},          {"step", state.step},
                         {"weights", result.weights},     {"split", result.split},
@@ -116,18 +120,16 @@ void Reporter::validation(const TrainState& state, const EvaluatorOutput& output
                         {"mel_tokens", result.mel_tokens}, {"seconds", result.seconds}};
     if (result.split == "all") line["mel_top5"] = result.mel_top5;
     if (result.split == "all" && output.text_usage_gap) line["text_usage_gap"] = *output.text_usage_gap;
-    if (!result.complete) line["complete"] = false;
     metrics_.write(line);
     for (const char* key : {"text_loss", "mel_loss", "mel_top1", "mel_top5", "text_usage_gap"}) {
-      if (result.complete && line.contains(key)) {
+      if (line.contains(key)) {
         scalar(concat("validation_", result.weights, "/", result.split == "all" ? "" : result.split + "/", key), state.step,
                line[key].get<double>());
       }
     }
     log_info("validation", "step ", state.step, "  ", result.weights, "  ", result.split, "  text ",
              fixed(result.text_loss, 4), "  mel ", fixed(result.mel_loss, 4), "  top1 ", fixed(result.mel_top1, 3),
-             result.split == "all" && output.text_usage_gap ? concat("  text-usage gap ", fixed(*output.text_usage_gap, 3)) : "",
-             result.complete ? "" : "  (interrupted)");
+             result.split == "all" && output.text_usage_gap ? concat("  text-usage gap ", fixed(*output.text_usage_gap, 3)) : "");
   }
   if (output.text_usage_gap && *output.text_usage_gap < options_.validation.gap_alarm &&
       state.step >= options_.optimizer.warmup_steps) {

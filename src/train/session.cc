@@ -121,6 +121,7 @@ void Session::open_data() {
   if (!data.tokenizer.empty()) {
     tokenizer_ = std::make_shared<const Tokenizer>(data.tokenizer);
     check_vocabulary(*tokenizer_, options_.model);
+    if (!data.base_tokenizer.empty()) check_extension(*tokenizer_, Tokenizer(data.base_tokenizer));
     facts_.tokenizer_sha256 = tokenizer_->sha256();
   }
   if (data.train_manifests.empty()) {
