@@ -15,6 +15,15 @@ BIT_IDENTICAL = {"best", "validation", "ema", "early_stopping"}
 SLACK_BYTES = 64 << 20  # what an allocator may differ by between two equal runs
 
 
+def stopped_by_its_own_rule(folder):
+    """Early stopping ended the run: what it was enabled for, not a failure."""
+    try:
+        with open(os.path.join(folder, "DONE"), encoding="utf-8") as file:
+            return json.load(file).get("reason") == "early_stop"
+    except (OSError, ValueError):
+        return False
+
+
 class CannotJudge(Exception):
     def __init__(self, status, reason):
         super().__init__(reason)
@@ -110,13 +119,15 @@ class Rollout:
     def settings(self, name, steps):
         """What switches an improvement on; the interval is shortened so that something happens within `steps`."""
         value = lambda section, key, other: json.dumps(self.config[section][key] or other)
-        interval = max(1, min(self.config["validation"]["interval"] or 2000, steps // 3))
+        usual = self.config["validation"]["interval"] or 2000
+        interval = max(1, min(usual, steps // 3))
+        patience = math.ceil(self.config["early_stopping"]["patience"] * usual / interval)  # as many steps as with the usual interval
         return {"clipping": {"train.grad_clip": json.dumps(self.clip)},
                 "best": {"checkpoint.best_metrics": value("checkpoint", "best_metrics", ["mel_loss"])},
                 "validation": {"validation.interval": str(interval)},
                 "ema": {"ema.enabled": "true"},
                 "bucketing": {"sampler.mode": "mega_batch" if self.config["sampler"]["mode"] == "mega_batch" else "buckets"},
-                "early_stopping": {"early_stopping.enabled": "true"}}[name]
+                "early_stopping": {"early_stopping.enabled": "true", "early_stopping.patience": str(patience)}}[name]
 
     def all_settings(self, names, steps):
         off = {"train.grad_clip": "0", "checkpoint.best_metrics": "[]", "validation.interval": "0", "ema.enabled": "false",
@@ -202,7 +213,7 @@ class Rollout:
                 text = " ".join(line.strip() for line in file.read().splitlines()[-4:])
             kind = {65: "failed load or bad data", 78: "refused", 80: "diverged", 82: "out of memory", 83: "hang"}.get(run.status, "failed")
             return "%s (status %d): %s" % (kind, run.status, text[-600:])
-        if not run.lines or run.lines[-1]["step"] != self.start + steps:
+        if (not run.lines or run.lines[-1]["step"] != self.start + steps) and not stopped_by_its_own_rule(run.folder):
             return "ended at step %s, not %d" % (run.lines[-1]["step"] if run.lines else "none", self.start + steps)
         if control is not None and resume is None:
             return self.left_control(run, control)
