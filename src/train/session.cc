@@ -217,6 +217,7 @@ void Session::build_training() {
   }
   compute_ = resolve_precision(options_.train.precision, request_.device);
   facts_.precision = precision_name(compute_);
+  options_.train.precision = facts_.precision;  // config.effective.json and checkpoints hold what was resolved
   facts_.threads = at::get_num_threads();
   facts_.device = request_.device.is_cuda() ? describe_device(request_.device) : "cpu";
   facts_.cpu_capability = at::get_cpu_capability();

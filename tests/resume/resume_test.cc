@@ -73,6 +73,15 @@ void expect_resumes(const Options& options, const std::vector<std::int64_t>& sto
 
 TEST(Resume, TenStepsAreFourAndSix) { expect_resumes(small_run(), {4}); }
 
+TEST(Resume, TheStoredConfigurationIsResolvedFromTheStart) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(train_here(small_run(), folder.file("run"), "auto", 1), ExitStatus::kOk);
+  const std::string fresh = read_file(folder.file("run/config.effective.json"), 1 << 20);
+  EXPECT_EQ(nlohmann::json::parse(fresh).at("train").at("precision"), "fp32");
+  ASSERT_EQ(train_here(small_run(), folder.file("run"), "auto", 2), ExitStatus::kOk);
+  EXPECT_EQ(read_file(folder.file("run/config.effective.json"), 1 << 20), fresh);
+}
+
 TEST(Resume, AtEveryStep) { expect_resumes(small_run(), {1, 2, 3, 4, 5, 6, 7, 8, 9}); }
 
 TEST(Resume, WithEmaAndEarlyStoppingState) {
