@@ -10,43 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "train_gpt_v2/config/options_model.h"
+#include "train_gpt_v2/config/options_peft.h"
+
 namespace train_gpt_v2 {
-
-// One conformer + perceiver pair; architecture.md §0.
-struct ConditionModuleOptions {
-  std::int64_t output_size = 512;
-  std::int64_t linear_units = 2048;
-  std::int64_t attention_heads = 8;
-  std::int64_t num_blocks = 6;
-  std::string input_layer = "conv2d2";
-  double perceiver_mult = 2;  // a real number: feed-forward width = int(width * mult * 2 / 3)
-};
-
-struct ModelOptions {
-  std::int64_t model_dim = 1280;
-  std::int64_t layers = 24;
-  std::int64_t heads = 20;
-  std::int64_t number_text_tokens = 12000;
-  std::int64_t number_mel_codes = 8194;
-  std::int64_t start_mel_token = 8192;
-  std::int64_t stop_mel_token = 8193;
-  std::int64_t start_text_token = 0;
-  std::int64_t stop_text_token = 1;
-  std::int64_t max_text_tokens = 600;
-  std::int64_t max_mel_tokens = 1815;
-  std::string condition_type = "conformer_perceiver";
-  ConditionModuleOptions condition_module{512, 2048, 8, 6, "conv2d2", 2};
-  ConditionModuleOptions emo_condition_module{512, 1024, 4, 4, "conv2d2", 2};
-  std::int64_t condition_num_latent = 32;
-  std::int64_t max_conditioning_inputs = 1;
-  double dropout = 0.1;
-  std::string conditioning = "precomputed";  // precomputed | online
-
-  std::int64_t text_rows() const { return number_text_tokens + 1; }
-  std::int64_t text_positions() const { return max_text_tokens + 2; }
-  std::int64_t mel_positions() const { return max_mel_tokens + 2 + max_conditioning_inputs; }
-  std::int64_t prefix_length() const { return condition_num_latent + 2; }
-};
 
 struct InitOptions {
   std::string from;                         // "" = fresh
@@ -84,6 +51,8 @@ struct SamplerOptions {
 
 struct TrainOptions {
   std::int64_t batch_size = 64;
+  bool batch_size_auto = false;                 // "auto": chosen once by measured memory, then batch_size holds it
+  std::optional<std::int64_t> effective_batch;  // samples per optimiser step that "auto" keeps
   std::int64_t grad_accumulation = 1;
   std::string layout = "packed";  // packed | padded
   std::string engine = "auto";    // auto | fused | modules
@@ -169,59 +138,34 @@ struct CheckpointOptions {
   double grace_seconds = 120;
 };
 
-// Adapters (algorithms.md §1-§3). Patterns keep the order of the file: the first match wins.
-struct PeftOptions {
-  std::string method;  // "" = none | lora | dora | adalora | dora_adalora
-  std::int64_t rank = 16;
-  std::vector<std::pair<std::string, std::int64_t>> rank_pattern;
-  std::optional<double> lora_alpha;  // unset = 2 x rank of the module
-  std::vector<std::pair<std::string, double>> alpha_pattern;
-  double lora_dropout = 0.0;
-  std::vector<std::string> target_modules{"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"};
-  bool use_rslora = false;
-  double lora_plus_ratio = 1;           // learning rate of B over that of A
-  double conformer_budget_share = 0.3;  // of all adapter parameters at start
-  std::vector<std::int64_t> pruning_steps;
-  std::string budget_curve = "linear";        // linear | cubic
-  std::optional<std::int64_t> target_budget;  // unset = round(initial total / 1.5)
-  std::int64_t min_rank = 0;
-  std::string budget_unit = "ranks";  // ranks | params
-  // peft's own schedule, instead of pruning_steps: all four or none.
-  std::optional<std::int64_t> tinit, tfinal, delta_t, target_rank;
-  std::string importance = "sensitivity";  // sensitivity | magnitude
-  double beta1 = 0.85, beta2 = 0.85;
-  double orthogonality_weight = 0.5;
-  std::string compaction = "hard";  // hard | soft
-
-  bool enabled() const { return !method.empty(); }
-  bool adaptive() const { return method == "adalora" || method == "dora_adalora"; }
-};
-
-struct EwcOptions {
-  bool enabled = false;
-  std::string fisher;            // the file written by `train_gpt_v2 fisher`
-  std::optional<double> lambda;  // unset = auto: from the ratio of gradients
-  std::string mode = "penalty";  // penalty | proximal
-};
-
 struct LoggingOptions {
   std::string progress = "auto";  // auto | bar | lines | off
   bool tensorboard = true;
 };
 
-// How codes are decoded (interface.md §6); the defaults are those of the reference's inference.
-struct DecodingOptions {
-  bool greedy = false;  // no sampling; with several beams plain beam search
-  std::int64_t num_beams = 3;
-  double temperature = 0.8;
-  std::int64_t top_k = 30;          // 0 = off
-  double top_p = 0.8;               // 1 = off
-  std::optional<double> typical_p;  // unset = off
-  double repetition_penalty = 10.0;
-  double length_penalty = 0.0;
-  std::optional<std::int64_t> max_codes;  // stop included; never above max_mel_tokens - 1, the default
-  std::string mel_position = "training";  // training | reference_inference
-  std::int64_t seed = 1234;
+// Samples between two steps of training (interface.md §2, §6).
+struct SamplingOptions {
+  std::int64_t interval = 5000;  // 0 = off
+  std::int64_t count = 5;
+  std::string cases;  // "" = the first `count` validation pairs
+  std::optional<std::int64_t> baseline_step;
+  std::string vocoder_command;
+  DecodingOptions decoding;
+};
+
+// What happens on a loss or gradient that stands out (z-score over a window); a non-finite step is always skipped.
+struct StabilityOptions {
+  std::string action = "warn";  // warn | skip | rollback | off
+  double z_threshold = 6;
+  std::int64_t window = 200;
+  std::int64_t max_consecutive = 5;
+  std::int64_t skip_steps = 0;
+  std::int64_t max_rollbacks = 3;
+};
+
+struct DistributedOptions {
+  std::string backend = "auto";  // auto | nccl | gloo
+  bool shard_optimizer = false;  // ZeRO-1
 };
 
 struct Options {
@@ -238,7 +182,10 @@ struct Options {
   CheckpointOptions checkpoint;
   PeftOptions peft;
   EwcOptions ewc;
+  SamplingOptions sampling;
+  StabilityOptions stability;
   LoggingOptions logging;
+  DistributedOptions distributed;
 };
 
 }  // namespace train_gpt_v2
