@@ -9,6 +9,7 @@
 #include "train_gpt_v2/app/eval_command.h"
 #include "train_gpt_v2/app/explain_command.h"
 #include "train_gpt_v2/app/export_command.h"
+#include "train_gpt_v2/app/fisher_command.h"
 #include "train_gpt_v2/app/inspect_command.h"
 #include "train_gpt_v2/app/report_command.h"
 #include "train_gpt_v2/app/sample_command.h"
@@ -129,6 +130,40 @@ void add_eval(CLI::App& app, ExitStatus&) {
     arguments->request.json = arguments->json;
     for (std::string& manifest : arguments->request.manifests) manifest = absolute_path(manifest);
     run_eval(arguments->request, std::cout);
+  });
+}
+
+void add_fisher(CLI::App& app, ExitStatus& status) {
+  struct Arguments : Common {
+    FisherRequest request;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  FisherRequest& request = arguments->request;
+  CLI::App* command =
+      app.add_subcommand("fisher", "Fisher information for ewc.fisher: which weights old languages need");
+  add_model_options(*command, *arguments, request.model);
+  command->add_option("--manifest", request.manifests, "pairs of the languages to protect; repeatable")
+      ->required()
+      ->allow_extra_args(false);
+  command->add_option("--output", request.output, "the file to write (safetensors)")->required();
+  command->add_option("--samples", request.samples, "so many, spread evenly over the manifests (default: all)")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32));
+  command->add_option("--batch-size", request.batch_size, "samples per backward pass; smaller is more accurate, slower")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  arguments->add_device(*command);
+  arguments->add_json(*command);
+  arguments->add_logging(*command);
+  command->footer(
+      "Example: train_gpt_v2 fisher --checkpoint gpt.pth --config phase2.json --manifest en_pairs.jsonl::en\n"
+      "         --manifest zh_pairs.jsonl::zh --output fisher_en_zh.safetensors --samples 2000");
+  command->callback([arguments, &status] {
+    install_signal_handlers();
+    FisherRequest& asked = arguments->request;
+    finish(*arguments, asked.model);
+    asked.json = arguments->json;
+    for (std::string& manifest : asked.manifests) manifest = absolute_path(manifest);
+    status = run_fisher(asked, std::cout);
   });
 }
 
@@ -321,6 +356,7 @@ void add_commands(CLI::App& app, ExitStatus& status) {
   add_sample(app, status);
   add_inspect(app);
   add_export(app);
+  add_fisher(app, status);
   add_report(app);
   add_config_commands(app);
   add_explain(app);

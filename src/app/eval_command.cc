@@ -36,13 +36,8 @@ void run_eval(const EvalRequest& request, std::ostream& out) {
   ModelSource source = load_model(request.model);
   const Options& options = source.options;
   configure_compute(options.train, request.model.device);
-  const std::vector<std::string>& manifests = request.manifests.empty() ? options.data.val_manifests : request.manifests;
-  if (manifests.empty()) {
-    throw Error("CFG021", "no manifest to evaluate on").fix("give --manifest FILE, or data.val_manifests in the configuration");
-  }
-  std::shared_ptr<const Tokenizer> tokenizer;
-  if (!options.data.tokenizer.empty()) tokenizer = std::make_shared<const Tokenizer>(options.data.tokenizer);
-  const Dataset dataset(manifests, {}, options.data, options.model, tokenizer);
+  const std::unique_ptr<Dataset> pairs = open_pairs(options, request.manifests);
+  const Dataset& dataset = *pairs;
   const bool ordered = !request.order_file.empty();
   BatchPlan plan = ordered ? read_order_file(request.order_file, dataset).plan
                            : sequential_plan(dataset, options.validation.batch_size.value_or(options.train.batch_size));

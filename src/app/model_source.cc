@@ -84,4 +84,15 @@ ModelSource load_model(const ModelRequest& request) {
   return source;
 }
 
+std::unique_ptr<Dataset> open_pairs(const Options& options, const std::vector<std::string>& manifests) {
+  const std::vector<std::string>& chosen = manifests.empty() ? options.data.val_manifests : manifests;
+  if (chosen.empty()) {
+    throw Error("CFG021", "no manifest to work on")
+        .fix("give --manifest FILE, or data.val_manifests in the configuration");
+  }
+  std::shared_ptr<const Tokenizer> tokenizer;
+  if (!options.data.tokenizer.empty()) tokenizer = std::make_shared<const Tokenizer>(options.data.tokenizer);
+  return std::make_unique<Dataset>(chosen, std::vector<ReplayOptions>{}, options.data, options.model, tokenizer);
+}
+
 }  // namespace train_gpt_v2

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "train_gpt_v2/config/options.h"
+#include "train_gpt_v2/data/dataset.h"
 #include "train_gpt_v2/model/unified_voice.h"
 
 namespace train_gpt_v2 {
@@ -29,5 +30,8 @@ struct ModelSource {
 
 // Throws CFG020 when no configuration is known, IO001 (66) when EMA weights are asked for and absent, CKP errors.
 ModelSource load_model(const ModelRequest& request);
+
+// The pairs a command works on: `manifests`, or the configuration's validation manifests. CFG021 where both are empty.
+std::unique_ptr<Dataset> open_pairs(const Options& options, const std::vector<std::string>& manifests);
 
 }  // namespace train_gpt_v2
