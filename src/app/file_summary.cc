@@ -114,8 +114,10 @@ std::string python_problem(const Value& root, FileKind kind) {
 std::string resume_problem(const Value& root, FileKind kind) {
   switch (kind) {
     case FileKind::kCheckpoint:
-    case FileKind::kAdapterCheckpoint:
       return {};
+    case FileKind::kAdapterCheckpoint:
+      if (root.contains("optimizer")) return {};
+      return "it holds weights only; train_gpt_v2 merge makes a file of them that init.from takes";
     case FileKind::kPythonCheckpoint:
       for (const char* key : {"epoch", "step"}) {
         const Value* value = root.find(key);

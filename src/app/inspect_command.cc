@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "adapter_summary.h"
 #include "file_summary.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
@@ -109,6 +110,19 @@ Json summary_json(const std::string& path, const Opened& opened, bool verify) {
   if (!summary.resume_problem.empty()) document["resume_problem"] = summary.resume_problem;
   document["resumable_in_python"] = summary.python_problem.empty();
   if (!summary.python_problem.empty()) document["python_problem"] = summary.python_problem;
+  if (const auto adapters = summarise_adapters(opened.root)) {
+    Json modules = Json::array();
+    for (const AdapterModuleSummary& one : adapters->modules) {
+      modules.push_back({{"module", one.module},
+                         {"rank", one.rank},
+                         {"parameters", one.parameters},
+                         {"base_elements", one.base_elements}});
+    }
+    document["adapters"] = {{"method", adapters->method},
+                            {"parameters", adapters->parameters()},
+                            {"ranks", adapters->rank_total()},
+                            {"modules", std::move(modules)}};
+  }
   document["ignored"] = opened.file.ignored;
   document["sections"] = Json::array();
   for (const Section& section : summary.sections) {
@@ -146,6 +160,7 @@ void print_summary(const std::string& path, const Opened& opened, bool verify, s
                     human_bytes(section.bytes), types_text(section)});
   }
   out << "\n" << table(rows);
+  if (const auto adapters = summarise_adapters(opened.root)) out << "\n" << adapter_table(*adapters);
   // The optimizer's tensors repeat the names and shapes of the weights.
   rows = {{"tensor", "type", "shape"}};
   for (const NamedTensor& one : summary.tensors) {

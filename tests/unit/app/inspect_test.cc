@@ -72,6 +72,21 @@ TEST(Inspect, Adapters) {
   const Json file = inspect(data_path("fixtures/peft/dora/adapter_model.safetensors"));
   EXPECT_EQ(file["kind"], "adapters");
   EXPECT_THAT(file["python_problem"].get<std::string>(), HasSubstr("merge"));
+  const Json& adapters = file["adapters"];
+  EXPECT_EQ(adapters["method"], "dora");
+  EXPECT_EQ(adapters["ranks"], 2 * (8 + 8 + 4 + 4));
+  // Per block of width 64: r·(in + out) and out magnitudes.
+  const int block = 8 * (64 + 192) + 192 + 8 * (64 + 64) + 64 + 4 * (64 + 256) + 256 + 4 * (256 + 64) + 64;
+  EXPECT_EQ(adapters["parameters"], 2 * block);
+  ASSERT_EQ(adapters["modules"].size(), 8u);
+  for (const Json& module : adapters["modules"]) {
+    EXPECT_EQ(module["rank"], module["module"].get<std::string>().find("attn") != std::string::npos ? 8 : 4) << module;
+    EXPECT_EQ(module["base_elements"], 0) << module;
+  }
+  const Json sliced = inspect(data_path("fixtures/peft/adalora/adapter_model.safetensors"))["adapters"];
+  EXPECT_EQ(sliced["method"], "adalora");
+  EXPECT_EQ(sliced["ranks"], 24);
+  EXPECT_FALSE(inspect(data_path("fixtures/model/gpt.pth")).contains("adapters"));
 }
 
 class InspectForged : public ::testing::Test {
@@ -120,10 +135,32 @@ TEST_F(InspectForged, OursAndWhyPythonCannotResume) {
   EXPECT_EQ(best["kind"], "best");
   EXPECT_EQ(best["values"]["val_mel_loss"], 4.25);
   EXPECT_EQ(best["values"]["weights"], "ema");
-  const Json adapters = with({{"model", "remove"}, {"base_model", Value::dict()}, {"adapter", Value::dict()}});
+  const auto zeros = [](std::vector<std::int64_t> shape) { return Tensor::zeros(DType::kFloat32, std::move(shape)); };
+  const Value base = Value::ordered_dict().set("gpt.h.0.mlp.c_fc.weight", zeros({8, 32}));
+  const Value adapter = Value::dict()
+                            .set("gpt.h.0.mlp.c_fc.lora_A", zeros({3, 8}))
+                            .set("gpt.h.0.mlp.c_fc.lora_E", zeros({3, 1}))
+                            .set("gpt.h.0.mlp.c_fc.lora_B", zeros({32, 3}))
+                            .set("gpt.h.0.mlp.c_fc.lora_magnitude_vector", zeros({32}));
+  const Json adapters = with({{"model", "remove"}, {"base_model", base}, {"adapter", adapter}});
   EXPECT_EQ(adapters["kind"], "adapter_checkpoint");
   EXPECT_EQ(adapters["resumable"], true);
   EXPECT_THAT(adapters["python_problem"].get<std::string>(), HasSubstr("adapters are kept apart"));
+  const Json modules = Json::array(
+      {{{"module", "gpt.h.0.mlp.c_fc"}, {"rank", 3}, {"parameters", 24 + 3 + 96 + 32}, {"base_elements", 256}}});
+  EXPECT_EQ(adapters["adapters"]["method"], "dora_adalora");
+  EXPECT_EQ(adapters["adapters"]["modules"], modules);
+  std::ostringstream text;
+  run_inspect(folder_.file("x.pth"), false, false, text);
+  EXPECT_THAT(
+      text.str(),
+      AllOf(HasSubstr("gpt.h.*.mlp.c_fc"), HasSubstr("not resumable in Python: adapters"),
+            HasSubstr("dora_adalora: 155 parameters, 3 ranks in 1 matrices, 155 per layer of 256 (1.7x fewer)")));
+  // The best file of such a run: weights only.
+  const Json best_adapters =
+      with({{"model", "remove"}, {"optimizer", "remove"}, {"base_model", base}, {"adapter", adapter}});
+  EXPECT_EQ(best_adapters["kind"], "adapter_checkpoint");
+  EXPECT_EQ(best_adapters["resumable"], false);
 }
 
 TEST_F(InspectForged, AnotherNetworkIsNamed) {
