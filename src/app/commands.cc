@@ -14,6 +14,7 @@
 #include "train_gpt_v2/app/report_command.h"
 #include "train_gpt_v2/app/sample_command.h"
 #include "train_gpt_v2/app/version.h"
+#include "train_gpt_v2/app/vocoder.h"
 #include "train_gpt_v2/config/loader.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/logging.h"
@@ -51,6 +52,19 @@ struct Common {
     configure_logging({quiet ? LogLevel::kWarning : verbose > 0 ? LogLevel::kDebug : LogLevel::kInfo, !no_colour});
   }
 };
+
+// Sound for the samples while training. A folder that only looks like the demo's codebook is no reason not to train.
+Vocoder training_vocoder(const Options& options) {
+  if (options.sampling.interval <= 0) return {};
+  const std::string& command = options.sampling.vocoder_command;
+  try {
+    return make_vocoder(command, options.data.val_manifests.empty() ? options.data.train_manifests : options.data.val_manifests);
+  } catch (const Error& failure) {
+    if (!command.empty()) throw;
+    log_warning("sample", "the samples will have no sound: ", failure.message());
+    return {};
+  }
+}
 
 void add_train(CLI::App& app, ExitStatus& status) {
   struct Arguments : Common {
@@ -90,6 +104,7 @@ void add_train(CLI::App& app, ExitStatus& status) {
     request.dry_run = arguments->dry_run;
     request.device = choose_device(arguments->device);
     request.build = build_id();
+    request.vocoder = training_vocoder(config.options);
     configure_compute(config.options.train, request.device);
     status = run_training(request);
   });

@@ -62,7 +62,7 @@ std::string summary_json(const SampleRequest& request, const std::string& weight
 
 DecodingOptions shipped_decoding() {
   DecodingOptions decoding;
-  decoding.max_codes = 1500;
+  decoding.max_codes = kShippedMaxCodes;
   return decoding;
 }
 
@@ -96,8 +96,8 @@ ExitStatus run_sample(const SampleRequest& request, std::ostream& out) {
       pairs = std::make_unique<Dataset>(manifests, std::vector<ReplayOptions>{}, options.data, options.model, tokenizer);
       features = features || options.model.conditioning == "online";
     }
-    const std::uint32_t pair = pairs->find(one.prompt);
-    if (one.speaker.empty()) one.speaker = pairs->speakers()[pairs->info(pair).speaker];
+    one.pair = pairs->find(one.prompt);
+    if (one.speaker.empty()) one.speaker = pairs->speakers()[pairs->info(*one.pair).speaker];
   }
   if (features) need_conditioners(request.model.checkpoint);
 

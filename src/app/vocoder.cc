@@ -64,7 +64,7 @@ struct Launch {
   posix_spawnattr_t attributes;
 };
 
-void run_command(const std::vector<std::string>& words) {
+void run_command(const std::vector<std::string>& words, const std::function<bool()>& stop) {
   std::vector<char*> argv;
   for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
@@ -78,7 +78,7 @@ void run_command(const std::vector<std::string>& words) {
     ended = ::waitpid(child, &status, WNOHANG);
     if (ended < 0 && errno != EINTR) throw Error("IO007", concat("the vocoder was lost: ", std::strerror(errno)));
     const bool late = std::chrono::steady_clock::now() > deadline;
-    if (ended != child && (late || stop_requested() != ExitStatus::kOk)) {
+    if (ended != child && (late || (stop && stop()))) {
       ::kill(-child, SIGKILL);
       while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
       }
@@ -106,7 +106,7 @@ Vocoder command_vocoder(const std::string& command) {
                             replaced(word.substr(at + 7), "{out}", wav_path));
       }
     }
-    run_command(arguments);
+    run_command(arguments, input.stop);
     if (!file_exists(wav_path)) throw Error("IO007", "the vocoder ended well but wrote no file").detail(wav_path);
   };
 }

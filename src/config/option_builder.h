@@ -191,5 +191,6 @@ OptionRows model_rows();
 OptionRows data_rows();      // init, data, sampler
 OptionRows train_rows();     // train, optimizer, trainable
 OptionRows schedule_rows();  // ema, validation, early_stopping, checkpoint, logging
+OptionRows sampling_rows();
 
 }  // namespace train_gpt_v2

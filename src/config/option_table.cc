@@ -30,7 +30,7 @@ constexpr auto kResumeNames = std::to_array<ResumeName>({{ResumeClass::kNever, "
 const OptionRows& table_rows() {
   static const OptionRows rows = [] {
     OptionRows all;
-    for (OptionRows (*part)() : {&model_rows, &data_rows, &train_rows, &schedule_rows}) {
+    for (OptionRows (*part)() : {&model_rows, &data_rows, &train_rows, &schedule_rows, &sampling_rows}) {
       for (OptionRow& row : part()) all.push_back(std::move(row));
     }
     return all;
@@ -71,6 +71,7 @@ std::span<const OptionSection> option_sections() {
       {"validation", "Losses on the validation manifests, in a fixed order."},
       {"early_stopping", "Never before the warm-up has ended."},
       {"checkpoint", "When files are written and which stay. A run always saves when it ends or is stopped."},
+      {"sampling", "Speech codes decoded while training, to be looked at and heard: RUN/samples/step_N."},
       {"logging", "What is shown and recorded."},
   };
   return sections;

@@ -72,6 +72,16 @@ std::string encode_png(const Image& image) {
   return out;
 }
 
+std::optional<std::pair<std::uint32_t, std::uint32_t>> png_size(std::string_view png) {
+  if (png.size() < 24 || png.substr(0, 8) != "\x89PNG\r\n\x1a\n" || png.substr(12, 4) != "IHDR") return std::nullopt;
+  const auto number = [&png](std::size_t at) {
+    std::uint32_t value = 0;
+    for (std::size_t i = 0; i < 4; ++i) value = value << 8 | static_cast<unsigned char>(png[at + i]);
+    return value;
+  };
+  return std::pair{number(16), number(20)};
+}
+
 std::array<std::uint8_t, 3> heat_colour(double value) {
   if (std::isnan(value)) return {128, 128, 128};
   // Sixth-degree fit to matplotlib's viridis (M. Zucker, shadertoy.com/view/WlfXRN, CC0).

@@ -244,6 +244,11 @@ std::string Dataset::place(std::uint32_t sample) const {
   return concat(index_.file(index_[sample]), ":", index_.line(index_[sample]));
 }
 
+std::string Dataset::text(std::uint32_t sample) const {
+  RecordParser parser;
+  return std::string(index_.record(index_[sample], parser).target_text);
+}
+
 bool Dataset::has_speaker(std::string_view name) const {
   const auto& names = speakers();
   const auto found = std::find(names.begin(), names.end(), name);

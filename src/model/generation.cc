@@ -179,7 +179,7 @@ void Decoder::step(const std::vector<std::int64_t>& source, const std::vector<st
 }
 
 std::vector<SearchResult> generate(const UnifiedVoice& model, const std::vector<GenerationCase>& cases,
-                                   const DecodingOptions& options) {
+                                   const DecodingOptions& options, const std::function<bool()>& stop) {
   const ModelOptions& sizes = model.options();
   const std::int64_t limit = code_limit(sizes, options);
   TGV2_CHECK(!cases.empty() && limit >= 1 && options.num_beams >= 1);
@@ -191,6 +191,7 @@ std::vector<SearchResult> generate(const UnifiedVoice& model, const std::vector<
   Decoder decoder(model, cases, options.num_beams, limit, options.mel_position == "reference_inference");
   const auto beams = static_cast<std::size_t>(options.num_beams);
   for (;;) {
+    if (stop && stop()) return {};
     std::vector<Scores> logits = decoder.logits();
     std::vector<std::int64_t> source(logits.size()), codes(logits.size(), sizes.stop_mel_token);
     bool open = false;

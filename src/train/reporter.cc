@@ -2,9 +2,14 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
+#include <functional>
+
 #include "train_gpt_v2/config/loader.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/logging.h"
+#include "train_gpt_v2/core/png.h"
+#include "train_gpt_v2/core/wav.h"
 
 #ifdef TGV2_CUDA_API
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -12,6 +17,8 @@
 
 namespace train_gpt_v2 {
 namespace {
+
+constexpr std::uint64_t kMaxMedia = 16ull << 20;  // a picture or sound that goes into the event file
 
 double ratio(double part, double whole) { return whole > 0 ? part / whole : 0.0; }
 
@@ -135,6 +142,80 @@ void Reporter::validation(const TrainState& state, const EvaluatorOutput& output
       state.step >= options_.optimizer.warmup_steps) {
     log_warning("validation", "the text makes almost no difference (gap ", fixed(*output.text_usage_gap, 4), " < ",
                 options_.validation.gap_alarm, "): the model may be ignoring it. Check that texts and codes belong together.");
+  }
+}
+
+void Reporter::samples(std::int64_t step, const std::string& weights, const TrainingSamples& samples) {
+  if (!samples.error.empty()) {
+    log_warning("sample", "step ", step, ": no samples, training goes on. ", samples.error);
+    event(step, "sample_failed", {{"error", samples.error}});
+    return;
+  }
+  if (!samples.complete) {
+    log_info("sample", "step ", step, " interrupted; it is done again when the run goes on");
+    return;
+  }
+  const auto stopped = std::count_if(samples.records.begin(), samples.records.end(),
+                                     [](const SampleRecord& record) { return record.stopped; });
+  if (!samples.sound_errors.empty()) {
+    log_warning("sample", samples.sound_errors.size(), " of ", samples.records.size(),
+                " samples have no sound; the first: ", samples.sound_errors.front());
+  }
+  log_info("sample", "step ", step, "  ", weights, "  ", samples.records.size(), " samples, ", stopped,
+           " ended by themselves, ", human_duration(samples.seconds), " -> ", samples.folder);
+  event(step, "sample",
+        {{"weights", weights},
+         {"folder", samples.folder},
+         {"count", samples.records.size()},
+         {"stopped", stopped},
+         {"without_sound", samples.sound_errors.size()},
+         {"seconds", samples.seconds}});
+  if (!tensorboard_) return;
+  sample_scalars(step, samples.records);
+  sample_media(step, samples);
+}
+
+// Means over the samples that have the figure.
+void Reporter::sample_scalars(std::int64_t step, const std::vector<SampleRecord>& records) {
+  const auto mean = [&](const char* name, const std::function<std::optional<double>(const SampleRecord&)>& figure) {
+    double sum = 0, count = 0;
+    for (const SampleRecord& record : records) {
+      const std::optional<double> value = figure(record);
+      sum += value.value_or(0);
+      count += value.has_value();
+    }
+    if (count > 0) scalar(concat("samples/", name), step, sum / count);
+  };
+  mean("stop_share", [](const SampleRecord& r) { return r.stopped ? 1.0 : 0.0; });
+  mean("length_ratio", [](const SampleRecord& r) { return r.length_ratio; });
+  mean("longest_repeat", [](const SampleRecord& r) { return static_cast<double>(r.longest_repeat); });
+  mean("distinct_codes", [](const SampleRecord& r) { return static_cast<double>(r.distinct_codes); });
+  mean("mean_logprob", [](const SampleRecord& r) { return r.mean_logprob; });
+  mean("monotonicity", [](const SampleRecord& r) { return r.monotonicity; });
+  mean("coverage", [](const SampleRecord& r) { return r.coverage; });
+}
+
+// The folder's pictures and sounds; a vocoder may have written anything, so that what is no sound is left out.
+void Reporter::sample_media(std::int64_t step, const TrainingSamples& samples) {
+  for (const SampleRecord& record : samples.records) {
+    const std::string stem = path_join(samples.folder, record.id);
+    try {
+      if (file_exists(stem + ".png")) {
+        const std::string png = read_file(stem + ".png", kMaxMedia);
+        if (const auto size = png_size(png)) {
+          tensorboard_->image(concat("alignment/", record.id), step, png, size->first, size->second);
+        }
+      }
+      if (file_exists(stem + ".wav")) {
+        const std::string wav = read_file(stem + ".wav", kMaxMedia);
+        if (const auto format = wav_format(wav)) {
+          tensorboard_->audio(concat("speech/", record.id), step, wav, static_cast<double>(format->rate),
+                              format->channels, format->frames);
+        }
+      }
+    } catch (const Error& failure) {
+      log_debug("sample", failure.report());
+    }
   }
 }
 

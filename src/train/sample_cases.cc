@@ -205,7 +205,7 @@ std::vector<SampleCase> read_cases(const std::string& path, const CaseContext& c
 
 Voice load_voice(const SampleCase& one, const ModelOptions& model, const Dataset* pairs) {
   Voice voice;
-  if (one.prompt.empty()) {
+  if (one.prompt.empty() && !one.pair) {
     voice.condition = read_floats(one.condition_path);
     voice.emo_vec = read_floats(one.emo_vec_path);
     voice.speaker_features = read_floats(one.speaker_features_path);
@@ -220,7 +220,7 @@ Voice load_voice(const SampleCase& one, const ModelOptions& model, const Dataset
   }
   TGV2_CHECK(pairs != nullptr);
   Batch batch;
-  pairs->load(pairs->find(one.prompt), batch);
+  pairs->load(one.pair ? *one.pair : pairs->find(one.prompt), batch);
   voice.condition = std::move(batch.condition);
   voice.emo_vec = std::move(batch.emo_vec);
   voice.speaker_features = std::move(batch.features);

@@ -108,7 +108,6 @@ SamplingResult write_samples(UnifiedVoice& model, const std::vector<SampleCase>&
   SamplingResult result;
   std::string lines;
   for (std::size_t begin = 0; begin < cases.size(); begin += step) {
-    if (setup.stop && setup.stop()) break;
     const auto started = std::chrono::steady_clock::now();
     const std::size_t end = std::min(begin + step, cases.size());
     std::vector<Utterance> utterances;
@@ -118,7 +117,8 @@ SamplingResult write_samples(UnifiedVoice& model, const std::vector<SampleCase>&
       inputs.push_back({conditioning_rows(model, condition, emo_vec), cases[i].text_ids, i});
       utterances.push_back({cases[i].text_ids, {}, condition, emo_vec});
     }
-    const std::vector<SearchResult> found = generate(model, inputs, setup.decoding);
+    const std::vector<SearchResult> found = generate(model, inputs, setup.decoding, setup.stop);
+    if (found.empty()) break;  // stopped
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count() / static_cast<double>(end - begin);
     for (std::size_t i = begin; i < end; ++i) {
@@ -132,7 +132,7 @@ SamplingResult write_samples(UnifiedVoice& model, const std::vector<SampleCase>&
       remove_file(stem + ".wav");  // of an earlier run; a vocoder must not write through a link either
       if (setup.vocoder && !record.codes.empty()) {
         try {
-          setup.vocoder({cases[i], record.codes, stem + ".npy"}, stem + ".wav");
+          setup.vocoder({cases[i], record.codes, stem + ".npy", setup.stop}, stem + ".wav");
         } catch (const Error& error) {
           result.sound_errors.push_back(error);
         }
@@ -142,6 +142,7 @@ SamplingResult write_samples(UnifiedVoice& model, const std::vector<SampleCase>&
     }
   }
   write_file_atomically(path_join(setup.folder, "samples.jsonl"), lines);
+  result.complete = result.records.size() == cases.size() && !(setup.stop && setup.stop());
   return result;
 }
 

@@ -36,6 +36,7 @@ class Session {
   void build_training();
   void restore();
   std::unique_ptr<BatchSequence> make_sequence();
+  std::unique_ptr<TrainingSampler> make_sampler();
   bool already_done();
   void banner() const;
 
@@ -62,6 +63,7 @@ class Session {
   std::unique_ptr<LearningRateSchedule> schedule_;
   std::unique_ptr<Engine> engine_;
   std::string engine_reason_;
+  bool has_conditioners_ = true;  // false: the start weights came without them
   TrainState state_;
 };
 
@@ -129,7 +131,8 @@ void Session::open_data() {
         .fix("name at least one pair manifest, e.g. \"train_manifests\": [\"train_pairs.jsonl::am\"]");
   }
   train_ = std::make_unique<Dataset>(data.train_manifests, data.replay, data, options_.model, tokenizer_);
-  if (options_.validation.interval > 0 && !data.val_manifests.empty()) {
+  const bool samples_pairs = options_.sampling.interval > 0;
+  if ((options_.validation.interval > 0 || samples_pairs) && !data.val_manifests.empty()) {
     validation_ = std::make_unique<Dataset>(data.val_manifests, std::vector<ReplayOptions>{}, data, options_.model, tokenizer_);
   }
   facts_.data_fingerprint = train_->fingerprint();
@@ -172,6 +175,23 @@ std::unique_ptr<BatchSequence> Session::make_sequence() {
   return std::make_unique<EpochSequence>(*sampler_, state_.cursor);
 }
 
+// Null where sampling is off or there is nothing to say.
+std::unique_ptr<TrainingSampler> Session::make_sampler() {
+  if (options_.sampling.interval <= 0) return nullptr;
+  const Dataset* pairs = validation_ ? validation_.get() : train_.get();
+  if (options_.sampling.cases.empty() && !validation_) return nullptr;
+  auto sampler = std::make_unique<TrainingSampler>(*model_, options_, directory_,
+                                                   TrainingSampler::Sources{pairs, tokenizer_.get(), request_.vocoder});
+  for (const SampleCase& one : sampler->cases()) {
+    if (one.speaker_features_path.empty() || has_conditioners_) continue;
+    throw Error("CKP005", "the sampling cases have features, but the start weights hold no conditioning encoder")
+        .where(options_.sampling.cases)
+        .at(one.id)
+        .fix("use cases with condition_path and emo_vec_path, or with a prompt");
+  }
+  return sampler;
+}
+
 // --- model ------------------------------------------------------------------------------------------------------------
 
 void Session::build_model() {
@@ -198,10 +218,10 @@ void Session::load_base_weights() {
     std::unique_ptr<Tokenizer> base;
     if (!options_.data.base_tokenizer.empty()) base = std::make_unique<Tokenizer>(options_.data.base_tokenizer);
     how.vocabulary = make_vocabulary(*tokenizer_, base.get(), base_pieces);
-    log_load_report(load_state(*model_, file.root, how), how);
-    return;
   }
-  log_load_report(load_state(*model_, file.root, how), how);
+  const LoadReport report = load_state(*model_, file.root, how);
+  log_load_report(report, how);
+  has_conditioners_ = std::none_of(report.missing.begin(), report.missing.end(), UnifiedVoice::is_conditioner);
 }
 
 void Session::build_training() {
@@ -327,11 +347,12 @@ ExitStatus Session::run() {
   restore();
   engine_->parameters_changed();
   write_file_atomically(path_join(directory_, "config.effective.json"), effective_json(options_));
+  const std::unique_ptr<TrainingSampler> sampler = make_sampler();
   banner();
   if (request_.dry_run) return ExitStatus::kOk;
 
   std::unique_ptr<Evaluator> evaluator;
-  if (validation_) evaluator = std::make_unique<Evaluator>(*validation_, train_.get(), options_);
+  if (validation_ && options_.validation.interval > 0) evaluator = std::make_unique<Evaluator>(*validation_, train_.get(), options_);
   BatchLoader loader(*train_, make_sequence(), {options_.data.num_workers, options_.data.prefetch_batches, 0, 1}, state_.cursor);
   CheckpointStore store(directory_, options_.checkpoint);
   Reporter reporter(directory_, options_, parameters_, request_.device, state_.step, goal_step_);
@@ -352,7 +373,7 @@ ExitStatus Session::run() {
   reporter.event(state_.step, checkpoint_ ? "resume" : "start",
                  {{"from", checkpoint_ ? checkpoint_->path : options_.init.from}, {"build", request_.build}});
   checkpoint_.reset();  // unmaps the file
-  Trainer trainer({parts, *schedule_, *engine_, loader, evaluator.get(), store, reporter, extras, directory_, request_.build,
+  Trainer trainer({parts, *schedule_, *engine_, loader, evaluator.get(), sampler.get(), store, reporter, extras, directory_, request_.build,
                    request_.max_steps, goal_step_});
   const TrainOutcome outcome = trainer.run();
   log_info("run", "stopped at step ", state_.step, "; continue with the same command; newest checkpoint: ",

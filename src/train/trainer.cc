@@ -33,6 +33,7 @@ Trainer::Trainer(TrainerParts parts)
 
 TrainOutcome Trainer::run() {
   if (state_.validation_due && parts_.evaluator) validate();
+  if (parts_.sampler && parts_.sampler->missing(state_.step)) sample();
   while (true) {
     if (const auto reason = reason_to_stop()) return finish(*reason);
     const auto begin = std::chrono::steady_clock::now();
@@ -175,16 +176,15 @@ void Trainer::do_what_is_due(bool last) {
     save(/*wait=*/false);
   }
   if (take_status_request()) parts_.reporter.status(state_);
+  // Last: the checkpoint of this step is on its way meanwhile.
+  if (parts_.sampler && last_sampled_step_ != state_.step && parts_.sampler->due(state_.step)) sample();
 }
 
 void Trainer::validate() {
   const Progress::Phase phase(parts_.reporter.progress(), "validating");
   last_validated_step_ = state_.step;
   state_.validation_due = true;
-  const auto stop = [this] {
-    poll_trigger_files(parts_.run_directory);
-    return stop_requested() != ExitStatus::kOk;
-  };
+  const auto stop = [this] { return stop_asked(); };
   std::vector<ValidationResult> results;
   const auto run = [&](const std::string& weights) {
     const EvaluatorOutput output = parts_.evaluator->run(parts_.engine, weights, stop);
@@ -216,6 +216,25 @@ void Trainer::validate() {
     parts_.reporter.best(state_.step, improvement, job.file_name);
     parts_.store.submit(std::move(job), /*wait=*/false);
   }
+}
+
+// Under the averaged weights where there are some; the exchange restores the very same values, so that training goes on
+// as if nothing had been.
+void Trainer::sample() {
+  const Progress::Phase phase(parts_.reporter.progress(), "sampling");
+  last_sampled_step_ = state_.step;
+  TrainingSamples samples;
+  {
+    std::optional<Ema::ScopedSwap> averaged;
+    if (parts_.core.ema) averaged.emplace(*parts_.core.ema);
+    samples = parts_.sampler->run(state_.step, [this] { return stop_asked(); });
+  }
+  parts_.reporter.samples(state_.step, parts_.core.ema ? "ema" : "raw", samples);
+}
+
+bool Trainer::stop_asked() const {
+  poll_trigger_files(parts_.run_directory);
+  return stop_requested() != ExitStatus::kOk;
 }
 
 void Trainer::save(bool wait) {

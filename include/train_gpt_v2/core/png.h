@@ -7,8 +7,11 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 namespace train_gpt_v2 {
@@ -22,6 +25,9 @@ struct Image {
 
 // The bytes of a .png file.
 std::string encode_png(const Image& image);
+
+// {width, height} of a .png file's header; nothing where it is none.
+std::optional<std::pair<std::uint32_t, std::uint32_t>> png_size(std::string_view png);
 
 // viridis for a value in [0, 1] (clamped): brightness rises evenly, also in grey and for colour-blind eyes.
 // Not-a-number is a grey that the map does not contain.

@@ -60,6 +60,7 @@ class Dataset {
   SampleInfo info(std::uint32_t sample) const;
   std::string id(std::uint32_t sample) const { return index_.id(index_[sample]); }
   std::string place(std::uint32_t sample) const;  // "file:line"
+  std::string text(std::uint32_t sample) const;   // as recorded, "" where there are ids alone
   const PairIndex& index() const { return index_; }
   const ModelOptions& model() const { return model_; }
 

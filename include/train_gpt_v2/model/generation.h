@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "train_gpt_v2/config/options.h"
@@ -30,8 +31,9 @@ at::Tensor conditioning_rows(const UnifiedVoice& model, const at::Tensor& condit
 // Longest run of codes that `options` allow on this model, the stop code included.
 std::int64_t code_limit(const ModelOptions& model, const DecodingOptions& options);
 
+// `stop` is polled before every code; when it answers true, the result is empty.
 std::vector<SearchResult> generate(const UnifiedVoice& model, const std::vector<GenerationCase>& cases,
-                                   const DecodingOptions& options);
+                                   const DecodingOptions& options, const std::function<bool()>& stop = {});
 
 // The network's side of decoding: logits for the rows of several cases, one code at a time.
 class Decoder {

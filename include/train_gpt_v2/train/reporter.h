@@ -14,6 +14,7 @@
 #include "train_gpt_v2/train/progress.h"
 #include "train_gpt_v2/train/tensorboard.h"
 #include "train_gpt_v2/train/train_state.h"
+#include "train_gpt_v2/train/training_samples.h"
 
 namespace train_gpt_v2 {
 
@@ -33,12 +34,15 @@ class Reporter {
   Progress& progress() { return progress_; }                  // for phases: validation, saving, sampling
   void status(const TrainState& state);                       // SIGUSR2: one log line now
   void validation(const TrainState& state, const EvaluatorOutput& output);
+  void samples(std::int64_t step, const std::string& weights, const TrainingSamples& samples);
   void best(std::int64_t step, const Improvement& improvement, const std::string& file);
   void saved(const SaveResult& result);
   void event(std::int64_t step, const std::string& name, OrderedJson details = OrderedJson::object());
 
  private:
   void scalar(const std::string& tag, std::int64_t step, double value);
+  void sample_scalars(std::int64_t step, const std::vector<SampleRecord>& records);
+  void sample_media(std::int64_t step, const TrainingSamples& samples);
 
   const Options& options_;
   const ParameterSet& parameters_;

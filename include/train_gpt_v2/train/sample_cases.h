@@ -24,7 +24,8 @@ struct SampleCase {
   std::vector<std::int32_t> text_ids;
   std::string condition_path, emo_vec_path;                   // absolute; either these,
   std::string speaker_features_path, emotion_features_path;   // these,
-  std::string prompt;                                         // or the id of a pair
+  std::string prompt;                                         // or the id of a pair,
+  std::optional<std::uint32_t> pair;                          // or its number, which then stands for the id
   double emotion_alpha = 1;
   std::optional<std::int64_t> reference_length;  // codes of the recording, where there is one
 };

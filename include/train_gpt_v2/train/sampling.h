@@ -3,8 +3,9 @@
 // §6). Used by `sample`, and usable between two steps of training: it draws from its own random streams alone and
 // leaves parameters and gradients untouched.
 //
-// Cases are decoded batch_size at a time; `stop` is polled between batches, what was finished by then is written. A
-// failing vocoder costs the sound, not the codes: its errors are returned. Errors: those of load_voice() and generate().
+// Cases are decoded batch_size at a time; `stop` is polled before every code and handed to the vocoder; a batch that was
+// stopped leaves nothing, what was finished before is written. A failing vocoder costs the sound, not the codes: its
+// errors are returned. Errors: those of load_voice() and generate().
 
 #include <cstdint>
 #include <functional>
@@ -17,11 +18,15 @@
 
 namespace train_gpt_v2 {
 
+// The longest answer of the reference's inference, the stop code included.
+inline constexpr std::int64_t kShippedMaxCodes = 1500;
+
 // Makes `wav_path` from a file of codes; throws an Error when it cannot.
 struct VocoderInput {
   const SampleCase& one;
   const std::vector<std::int32_t>& codes;
   const std::string& codes_path;
+  const std::function<bool()>& stop;  // may be empty; polled where the work takes long
 };
 using Vocoder = std::function<void(const VocoderInput& input, const std::string& wav_path)>;
 
@@ -46,6 +51,7 @@ struct SampleRecord {
 
 struct SamplingResult {
   std::vector<SampleRecord> records;  // fewer than the cases when stopped
+  bool complete = false;
   std::vector<Error> sound_errors;
 };
 

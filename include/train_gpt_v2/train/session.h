@@ -11,6 +11,7 @@
 
 #include "train_gpt_v2/config/options.h"
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/train/sampling.h"
 
 namespace train_gpt_v2 {
 
@@ -23,6 +24,7 @@ struct SessionRequest {
   bool dry_run = false;                   // everything up to the first step
   at::Device device = at::kCPU;
   std::string build;
+  Vocoder vocoder;  // of the samples while training; empty: no sound
 };
 
 // Throws Errors; a run that ended as asked, or was stopped and saved, gives its status.

@@ -26,6 +26,7 @@ struct TrainerParts {
   Engine& engine;
   BatchLoader& loader;
   const Evaluator* evaluator;  // null: no validation
+  TrainingSampler* sampler;    // null: no samples
   CheckpointStore& store;
   Reporter& reporter;
   PythonExtras& extras;
@@ -62,6 +63,8 @@ class Trainer {
   void skip_step(const Window& window, double norm, double loss);
   void do_what_is_due(bool last);
   void validate();
+  void sample();
+  bool stop_asked() const;  // polls the trigger files
   void save(bool wait);
   TrainOutcome finish(StopReason reason);
 
@@ -69,7 +72,7 @@ class Trainer {
   TrainState& state_;
   const Options& options_;
   std::chrono::steady_clock::time_point started_, last_save_;
-  std::int64_t last_validated_step_ = -1, last_saved_step_ = -1;
+  std::int64_t last_validated_step_ = -1, last_sampled_step_ = -1, last_saved_step_ = -1;
   std::int64_t bad_in_a_row_ = 0;
   SnapshotMaker snapshots_;
 };
