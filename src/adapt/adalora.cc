@@ -30,6 +30,18 @@ std::int64_t cost_of(const PeftOptions& options, const Adapter& adapter) {
   return options.budget_unit == "params" ? adapter.triplet_cost() : 1;
 }
 
+// Factors that the regulariser averages over: A and B of every adapter that still has a rank.
+double factor_count(const AdapterSet& set) {
+  const auto alive = std::count_if(set.adapters().begin(), set.adapters().end(),
+                                   [](const Adapter& adapter) { return adapter.rank() > 0; });
+  return 2 * static_cast<double>(alive);
+}
+
+// rows·rowsᵀ − I of the rows [r,n] of a factor.
+at::Tensor excess_of(const at::Tensor& rows) {
+  return at::mm(rows, rows.t()) - at::eye(rows.size(0), rows.options());
+}
+
 Error schedule_error(std::string message) {
   return Error("PFT003", std::move(message));
 }
@@ -139,13 +151,20 @@ PruneSchedule plan_pruning(const PeftOptions& options, const AdapterSet& set, st
 }
 
 RankAllocator::RankAllocator(const PeftOptions& options, AdapterSet& set, std::int64_t total_steps)
-    : options_(options), set_(set), total_steps_(total_steps) {
+    : options_(options), set_(set) {
   TGV2_CHECK(is_adaptive(set.kind()));
   schedule_ = plan_pruning(options, set, total_steps);
   for (Adapter& adapter : set.adapters()) {
     kept_.emplace_back(static_cast<std::size_t>(adapter.rank()));
     std::iota(kept_.back().begin(), kept_.back().end(), 0);
-    if (options.importance == "magnitude") continue;
+  }
+  start_importance();
+}
+
+void RankAllocator::start_importance() {
+  importance_.clear();
+  if (options_.importance == "magnitude") return;
+  for (const Adapter& adapter : set_.adapters()) {
     importance_.emplace_back();
     for (const AdapterParameter& parameter : adapter.parameters()) {
       if (parameter.role == AdapterRole::kMagnitude) continue;
@@ -155,21 +174,28 @@ RankAllocator::RankAllocator(const PeftOptions& options, AdapterSet& set, std::i
   }
 }
 
-double RankAllocator::add_regulariser_gradient() {
-  if (options_.orthogonality_weight == 0) return 0;
+double RankAllocator::regulariser() const {
   const at::NoGradGuard no_grad;
   const at::NoTF32Guard full_precision;
-  const auto factors = 2 * std::count_if(set_.adapters().begin(), set_.adapters().end(),
-                                         [](const Adapter& adapter) { return adapter.rank() > 0; });
-  if (factors == 0) return 0;
-  const double share = 1 / static_cast<double>(factors);
   at::Tensor total = at::zeros({}, set_.adapters().front().base().options().dtype(at::kDouble));
+  for (const Adapter& adapter : set_.adapters()) {
+    if (adapter.rank() == 0) continue;
+    total.add_(excess_of(adapter.a().detach()).norm().to(at::kDouble));
+    total.add_(excess_of(adapter.b().detach().t()).norm().to(at::kDouble));
+  }
+  return total.item<double>() / std::max(factor_count(set_), 1.0);
+}
+
+void RankAllocator::add_regulariser_gradient(double loss_scale) {
+  const double factors = factor_count(set_);
+  if (options_.orthogonality_weight == 0 || factors == 0) return;
+  const at::NoGradGuard no_grad;
+  const at::NoTF32Guard full_precision;
+  const double weight = 2 * loss_scale * options_.orthogonality_weight / factors;
   // `rows` [r,n]: ‖rows·rowsᵀ − I‖_F has the derivative 2(rows·rowsᵀ − I)·rows over the norm itself.
   const auto add = [&](const at::Tensor& parameter, const at::Tensor& rows, bool transposed) {
-    const at::Tensor excess = at::mm(rows, rows.t()) - at::eye(rows.size(0), rows.options());
-    const at::Tensor norm = excess.norm();
-    total.add_(norm.to(at::kDouble), share);
-    at::Tensor gradient = at::mm(excess, rows) * (2 * share * options_.orthogonality_weight / norm.clamp_min(1e-30));
+    const at::Tensor excess = excess_of(rows);
+    at::Tensor gradient = at::mm(excess, rows) * (weight / excess.norm().clamp_min(1e-30));
     if (transposed) gradient = gradient.t();
     at::Tensor& grad = parameter.mutable_grad();
     if (grad.defined()) {
@@ -183,7 +209,6 @@ double RankAllocator::add_regulariser_gradient() {
     add(adapter.a(), adapter.a().detach(), false);
     add(adapter.b(), adapter.b().detach().t(), true);
   }
-  return total.item<double>();
 }
 
 void RankAllocator::update_importance() {
@@ -351,7 +376,7 @@ std::vector<std::int64_t> RankAllocator::ranks() const {
 }
 
 std::string RankAllocator::settings() const {
-  std::string text = concat(options_.method, " total ", total_steps_, " importance ", options_.importance, " ",
+  std::string text = concat(options_.method, " importance ", options_.importance, " ",
                             exact_number(options_.beta1), " ", exact_number(options_.beta2), " unit ",
                             options_.budget_unit, " min ", options_.min_rank, " ", options_.compaction, " events");
   for (const PruneEvent& event : schedule_.events) text += concat(" ", event.step, ":", event.budget);
@@ -419,6 +444,7 @@ void RankAllocator::load_state(const Value& state) {
   kept_ = std::move(kept);
   masks_ = std::move(masks);
   next_event_ = static_cast<std::size_t>(done);
+  start_importance();  // shapes may be others than before
   if (finished()) importance_.clear();
   for (std::vector<Importance>& adapter : importance_) {
     for (Importance& item : adapter) {

@@ -309,7 +309,8 @@ std::string AdapterSet::describe() const {
                        "x fewer (plan: ~148k of ~2M, 13x)\n");
 }
 
-std::string AdapterSet::rank_chart() const {
+std::string AdapterSet::rank_chart(const std::vector<std::int64_t>& ranks) const {
+  TGV2_CHECK(ranks.size() == adapters_.size());
   std::map<int, std::size_t> columns;
   for (const Adapter& adapter : adapters_) columns[kind_and_layer(adapter.spec().module).second] = 0;
   std::vector<std::string> heading{"rank"};
@@ -319,14 +320,14 @@ std::string AdapterSet::rank_chart() const {
   }
   std::vector<std::vector<std::string>> rows{heading};
   std::map<std::string, std::size_t> row_of;
-  for (const Adapter& adapter : adapters_) {
-    const auto [kind, layer] = kind_and_layer(adapter.spec().module);
+  for (std::size_t i = 0; i < adapters_.size(); ++i) {
+    const auto [kind, layer] = kind_and_layer(adapters_[i].spec().module);
     const auto [found, inserted] = row_of.try_emplace(kind, rows.size());
     if (inserted) {
       rows.emplace_back(heading.size());
       rows.back()[0] = kind;
     }
-    rows[found->second][columns[layer]] = std::to_string(adapter.rank());
+    rows[found->second][columns[layer]] = std::to_string(ranks[i]);
   }
   return table(rows);
 }

@@ -6,8 +6,8 @@
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/io/torch_file.h"
 #include "train_gpt_v2/model/initialise.h"
-#include "train_gpt_v2/model/tensor_bridge.h"
 #include "train_gpt_v2/model/weights.h"
+#include "train_gpt_v2/train/adapter_checkpoint.h"
 #include "train_gpt_v2/train/checkpoint_content.h"
 
 namespace train_gpt_v2 {
@@ -38,24 +38,6 @@ std::string choose_weights(const ModelRequest& request, const Value& root) {
   return weights;
 }
 
-// Copies the averages over the model's tensors; an average of new rows alone goes to the end of its table.
-void apply_ema(UnifiedVoice& model, const Value& shadows, const std::string& source) {
-  const torch::NoGradGuard no_grad;
-  for (const StateEntry& entry : model.state()) {
-    const Value* saved = shadows.find(entry.name);
-    if (!saved) continue;
-    const torch::Tensor average = tensor_to_torch(saved->as_tensor(entry.name));
-    torch::Tensor target = entry.tensor;
-    if (average.dim() == target.dim() && average.dim() > 0 && average.size(0) < target.size(0)) {
-      target = target.narrow(0, target.size(0) - average.size(0), average.size(0));
-    }
-    if (average.sizes() != target.sizes()) {
-      throw Error("CKP005", "the EMA state does not fit the model").where(source).at(entry.name);
-    }
-    target.copy_(average);
-  }
-}
-
 }  // namespace
 
 ModelSource load_model(const ModelRequest& request) {
@@ -77,7 +59,7 @@ ModelSource load_model(const ModelRequest& request) {
     if (UnifiedVoice::is_conditioner(name) && source.options.model.conditioning == "precomputed") continue;
     throw Error("CKP005", "the file lacks a tensor of the model").where(path).detail(name);
   }
-  if (source.weights == "ema") apply_ema(*source.model, file.root.at("ema_state"), path);
+  if (source.weights == "ema") apply_averages(*source.model, file.root.at("ema_state"), path);
   source.model->to(request.device);
   source.model->eval();
   for (torch::Tensor& parameter : source.model->parameters()) parameter.set_requires_grad(false);

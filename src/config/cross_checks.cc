@@ -120,6 +120,37 @@ void check_training(const Options& o, const CrossProblem& report, std::vector<st
   }
 }
 
+void check_adapters(const Options& o, const CrossProblem& report) {
+  const PeftOptions& p = o.peft;
+  const auto needs_adaptive = [&](const char* key, bool given) {
+    if (!given || p.adaptive()) return;
+    report({key, "peft.method"},
+           concat(key, " is set, but peft.method is ", p.enabled() ? concat("\"", p.method, "\"") : "null",
+                  ", which never prunes"),
+           "use \"adalora\" or \"dora_adalora\", or leave the schedule out");
+  };
+  needs_adaptive("peft.pruning_steps", !p.pruning_steps.empty());
+  needs_adaptive("peft.target_budget", p.target_budget.has_value());
+  needs_adaptive("peft.tinit", p.tinit.has_value());
+  needs_adaptive("peft.tfinal", p.tfinal.has_value());
+  needs_adaptive("peft.delta_t", p.delta_t.has_value());
+  needs_adaptive("peft.target_rank", p.target_rank.has_value());
+  if (p.use_rslora && p.adaptive()) {
+    report({"peft.use_rslora", "peft.method"},
+           concat("peft.use_rslora has no meaning with peft.method \"", p.method, "\""),
+           "the scale of AdaLoRA is alpha / initial rank");
+  }
+  if (o.ewc.enabled && o.ewc.fisher.empty()) {
+    report({"ewc.enabled", "ewc.fisher"}, "ewc.enabled is true, but ewc.fisher names no file",
+           "measure one with train_gpt_v2 fisher --checkpoint FILE --manifest M --output FILE");
+  }
+  if (o.ewc.enabled && !o.ewc.lambda && p.enabled() && p.lora_dropout > 0) {
+    report({"ewc.lambda", "peft.lora_dropout"},
+           "ewc.lambda \"auto\" needs the gradient of the adapted weights, which peft.lora_dropout hides",
+           "give ewc.lambda a number, or set peft.lora_dropout to 0");
+  }
+}
+
 bool split_is_measured(const std::string& metric, const std::vector<std::string>& by) {
   const std::size_t at = metric.find('@');
   if (at == std::string::npos || metric.substr(at + 1) == "all") return true;
@@ -157,6 +188,7 @@ void check_cross_fields(const Options& options, const CrossProblem& report, std:
   check_model(options.model, report);
   check_data(options, report);
   check_training(options, report, warnings);
+  check_adapters(options, report);
   check_validation(options, report);
 }
 

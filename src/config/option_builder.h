@@ -109,6 +109,24 @@ struct Codec<std::vector<T>> {
   }
 };
 
+template <class T>
+struct Codec<std::vector<std::pair<std::string, T>>> {  // an object of module patterns; the order of the file counts
+  static ValueSpec spec() {
+    ValueSpec spec = Codec<T>::spec();
+    spec.map = true;
+    return spec;
+  }
+  static Json get(const std::vector<std::pair<std::string, T>>& value) {
+    Json result = Json::object();
+    for (const auto& [pattern, item] : value) result[pattern] = Codec<T>::get(item);
+    return result;
+  }
+  static void set(std::vector<std::pair<std::string, T>>& value, const Json& json) {
+    value.clear();
+    for (const auto& [pattern, item] : json.items()) Codec<T>::set(value.emplace_back(pattern, T{}).second, item);
+  }
+};
+
 // What can be said about a value, for rows and for fields of objects alike.
 template <class Self>
 class SpecBuilder {
@@ -192,5 +210,6 @@ OptionRows data_rows();      // init, data, sampler
 OptionRows train_rows();     // train, optimizer, trainable
 OptionRows schedule_rows();  // ema, validation, early_stopping, checkpoint, logging
 OptionRows sampling_rows();
+OptionRows peft_rows();      // peft, ewc
 
 }  // namespace train_gpt_v2

@@ -30,7 +30,8 @@ constexpr auto kResumeNames = std::to_array<ResumeName>({{ResumeClass::kNever, "
 const OptionRows& table_rows() {
   static const OptionRows rows = [] {
     OptionRows all;
-    for (OptionRows (*part)() : {&model_rows, &data_rows, &train_rows, &schedule_rows, &sampling_rows}) {
+    for (OptionRows (*part)() : {&model_rows, &data_rows, &train_rows, &schedule_rows, &peft_rows,
+                                 &sampling_rows}) {
       for (OptionRow& row : part()) all.push_back(std::move(row));
     }
     return all;
@@ -73,6 +74,8 @@ std::span<const OptionSection> option_sections() {
       {"checkpoint", "When files are written and which stay. A run always saves when it ends or is stopped."},
       {"sampling", "Speech codes decoded while training, to be looked at and heard: RUN/samples/step_N."},
       {"logging", "What is shown and recorded."},
+      {"peft", "Adapters instead of whole weights: LoRA, DoRA, AdaLoRA. All else is frozen unless trainable.train names it."},
+      {"ewc", "Elastic weight consolidation: a pull back to the start weights where earlier languages need them."},
   };
   return sections;
 }

@@ -30,6 +30,9 @@ OptionRows data_rows() {
           .or_null(),
       TGV2_OPTION(init.new_rows, kWarn, "how text rows that the start weights lack are made")
           .choices({"romanised_mean", "subpiece_mean", "mean_noise", "random"}),
+      TGV2_OPTION(init.peft_adapter, kWarn, "folder of a peft adapter that goes on top of the weights; null = none")
+          .path()
+          .or_null(),
 
       TGV2_OPTION(data.train_manifests, kData, "pair manifests (JSONL), each with an optional ::language").path(),
       TGV2_OPTION(data.val_manifests, kFree, "pair manifests for validation; may be empty when validation is off")

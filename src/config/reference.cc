@@ -51,11 +51,13 @@ Json element_schema(const ValueSpec& spec) {
   if (spec.minimum) schema[spec.open_minimum ? "exclusiveMinimum" : "minimum"] = limit(*spec.minimum);
   if (spec.maximum) schema[spec.open_maximum ? "exclusiveMaximum" : "maximum"] = limit(*spec.maximum);
   if (spec.kind == ValueKind::kText || spec.kind == ValueKind::kPath) schema["minLength"] = 1;
+  if (!spec.word.empty()) return {{"anyOf", Json::array({schema, {{"type", "string"}, {"const", spec.word}}})}};
   return schema;
 }
 
 Json schema_of(const ValueSpec& spec) {
   Json schema = element_schema(spec);
+  if (spec.map) schema = {{"type", "object"}, {"additionalProperties", schema}};
   if (spec.list) {
     schema = {{"type", "array"}, {"items", schema}};
     if (spec.items != 0) schema["minItems"] = schema["maxItems"] = spec.items;

@@ -5,6 +5,7 @@
 
 #include "train_gpt_v2/config/json_text.h"
 #include "train_gpt_v2/config/option_table.h"
+#include "train_gpt_v2/config/patterns.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
 
@@ -24,9 +25,9 @@ std::string element_type(const ValueSpec& spec) {
     case ValueKind::kBool:
       return "true or false";
     case ValueKind::kInteger:
-      return "integer";
+      return spec.word.empty() ? "integer" : concat('"', spec.word, "\" or integer");
     case ValueKind::kNumber:
-      return "number";
+      return spec.word.empty() ? "number" : concat('"', spec.word, "\" or number");
     case ValueKind::kText:
       return "text";
     case ValueKind::kPath:
@@ -55,6 +56,7 @@ class Checker {
 
   Json check(const ValueSpec& spec, const Json& value, const std::string& pointer) {
     if (value.is_null() && spec.nullable) return value;
+    if (spec.map) return map(spec, value, pointer);
     if (!spec.list) return element(spec, value, pointer);
     if (!value.is_array()) {
       const bool element_fits = !value.is_object() && !value.is_null();
@@ -73,13 +75,27 @@ class Checker {
   }
 
  private:
+  Json map(const ValueSpec& spec, const Json& value, const std::string& pointer) {
+    if (!value.is_object()) {
+      return complain(pointer, concat(shown(value), " is not an ", describe_type(spec))), value;
+    }
+    Json result = Json::object();
+    for (const auto& [pattern, item] : value.items()) {
+      const std::string below = json_pointer(pointer, pattern);
+      const std::string problem = pattern_problem(pattern);
+      if (!problem.empty()) complain(below, concat("the pattern \"", pattern, "\" ", problem));
+      result[pattern] = element(spec, item, below);
+    }
+    return result;
+  }
+
   void complain(const std::string& pointer, std::string message, std::string fix = "") {
     problems_.push_back({pointer, std::move(message), std::move(fix)});
   }
 
   void wrong_type(const ValueSpec& spec, const Json& value, const std::string& pointer) {
     std::string fix;
-    if (value.is_string() && spec.kind != ValueKind::kObject) fix = "write it without quotes";
+    if (value.is_string() && spec.kind != ValueKind::kObject && spec.word.empty()) fix = "write it without quotes";
     if (spec.kind == ValueKind::kText || spec.kind == ValueKind::kPath) {
       fix = value.is_null() ? "" : "text is written in double quotes";
     }
@@ -117,6 +133,7 @@ class Checker {
   }
 
   Json number(const ValueSpec& spec, const Json& value, const std::string& pointer) {
+    if (!spec.word.empty() && value == Json(spec.word)) return value;
     if (!value.is_number()) return wrong_type(spec, value, pointer), value;
     const double real = value.get<double>();
     if (!std::isfinite(real)) return complain(pointer, "the number is not finite"), value;
@@ -191,6 +208,7 @@ class Checker {
 
 std::string describe_type(const ValueSpec& spec) {
   std::string type = element_type(spec);
+  if (spec.map) type = "object of module patterns, each with one " + type;
   if (spec.list)
     type = concat("list of ", spec.items != 0 ? concat(spec.items, " ") : "", type,
                   spec.choices.empty() && spec.kind != ValueKind::kText ? "s" : "");

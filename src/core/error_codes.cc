@@ -35,6 +35,9 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "The Python trainer masks the gradient of the base text rows while weight decay still acts on them. Say with "
      "trainable.text_rows whether to go on like that (python_mask), to train all rows, or only the new ones."},
     {"CFG017", kConfig, "the fused engine cannot run this configuration", "The message says why; train.engine \"auto\" chooses."},
+    {"CFG018", kConfig, "new tokens whose rows are frozen",
+     "The tokenizer has more tokens than the start weights, so their rows were made by averaging, but the text table does "
+     "not train. Name it in trainable.train (\"wte\"), best with trainable.text_rows \"new_only\"."},
     {"CFG020", kConfig, "a configuration is needed",
      "Checkpoints of this program carry theirs; other weight files need --config with the model section."},
     {"CFG021", kConfig, "no manifest to work on", "Give --manifest, or data.val_manifests in the configuration."},

@@ -160,6 +160,10 @@ bool UnifiedVoice::conditioners_trainable() const {
     for (const at::Tensor& parameter : module->parameters()) {
       if (parameter.requires_grad()) return true;
     }
+    for (const auto& part : module->modules()) {
+      const auto* dense = dynamic_cast<const Dense*>(part.get());
+      if (dense && dense->adapter) return true;  // what runs beside it may train
+    }
   }
   return false;
 }

@@ -11,6 +11,7 @@
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/model/tensor_bridge.h"
 #include "train_gpt_v2/model/weights.h"
+#include "train_gpt_v2/train/adapter_checkpoint.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -114,9 +115,19 @@ void restore_ema(const Value& root, CheckpointParts& parts, const nlohmann::json
 
 // --- writing ----------------------------------------------------------------------------------------------------------
 
+void SnapshotMaker::add_weights(Value& root, const CheckpointParts& parts) {
+  const AdapterSet* adapters = parts.adaptation.adapters();
+  root.set(adapters ? "base_model" : "model", model_state(parts));
+  if (adapters) root.set("adapter", deep_copy(adapters->save_state()));
+}
+
 Value SnapshotMaker::model_state(const CheckpointParts& parts) {
   std::unordered_set<std::string> training;
   for (const TrainableTensor& tensor : parts.parameters.tensors) training.insert(tensor.name);
+  std::unordered_map<std::string, torch::Tensor> bases;  // W0: the weights themselves hold W'
+  if (const AdapterSet* adapters = parts.adaptation.adapters()) {
+    for (const Adapter& adapter : adapters->adapters()) bases[adapter.spec().module + ".weight"] = adapter.base();
+  }
   Value state = Value::ordered_dict();
   for (const StateEntry& entry : parts.model.state()) {
     if (training.count(entry.name)) {
@@ -124,7 +135,9 @@ Value SnapshotMaker::model_state(const CheckpointParts& parts) {
       continue;
     }
     if (!frozen_host_copies_.contains(entry.name)) {
-      frozen_host_copies_.set(entry.name, torch_to_tensor(entry.tensor.detach().to(at::kCPU).contiguous()));
+      const auto base = bases.find(entry.name);
+      const torch::Tensor& frozen = base == bases.end() ? entry.tensor : base->second;
+      frozen_host_copies_.set(entry.name, torch_to_tensor(frozen.detach().to(at::kCPU).contiguous()));
     }
     state.set(entry.name, frozen_host_copies_.at(entry.name));
   }
@@ -150,7 +163,7 @@ Value SnapshotMaker::training_checkpoint(const CheckpointParts& parts, const Pyt
   for (const std::string& path : extras.recent_checkpoints) recent.push_back(path);
 
   Value root = Value::dict();
-  root.set("model", model_state(parts));
+  add_weights(root, parts);
   root.set("optimizer", deep_copy(parts.optimizer.save_state(next_factor)));
   root.set("scheduler", scheduler_state(parts.parameters, state.step, next_factor));
   root.set("scaler", parts.scaler ? parts.scaler->save_state() : Value());
@@ -182,6 +195,9 @@ Value SnapshotMaker::training_checkpoint(const CheckpointParts& parts, const Pyt
   ours.set("config", effective_json(parts.options));
   ours.set("facts", parts.facts.save_state().dump());
   ours.set("state", exact.dump());
+  Value adaptation = Value::dict();
+  parts.adaptation.save_state(adaptation, parts.parameters);
+  for (const auto& [key, value] : adaptation.entries()) ours.set(key, deep_copy(value));
   root.set("train_gpt_v2", std::move(ours));
   return root;
 }
@@ -195,8 +211,11 @@ Value SnapshotMaker::best_checkpoint(const CheckpointParts& parts, const Improve
   ours.set("metric", improvement.metric.metric);
   ours.set("split", improvement.metric.split);
   ours.set("value", improvement.value);
+  if (const AdapterSet* adapters = parts.adaptation.adapters()) {
+    ours.set("adapters", describe_adapters(*adapters, parts.parameters.beside_adapters()));
+  }
   Value root = Value::dict();
-  root.set("model", model_state(parts));
+  add_weights(root, parts);
   if (parts.ema) root.set("ema_state", deep_copy(parts.ema->save_state()));
   root.set("epoch", parts.state.epoch);
   root.set("step", parts.state.step);
@@ -237,6 +256,11 @@ RunFacts stored_facts(const Value& root) {
   return facts;
 }
 
+const Value* stored_ewc(const Value& root) {
+  const Value* ours = root.find("train_gpt_v2");
+  return ours ? ours->find("ewc") : nullptr;
+}
+
 void restore_training_state(const Value& root, CheckpointParts& parts, bool groups_changed) {
   const std::int64_t version = root.at("train_gpt_v2").at("format_version").as_int();
   if (version > kCheckpointFormatVersion) {
@@ -251,8 +275,16 @@ void restore_training_state(const Value& root, CheckpointParts& parts, bool grou
   } catch (const nlohmann::json::exception& failure) {
     throw Error("CKP007", "a checkpoint's state cannot be read").at("train_gpt_v2.state").detail(failure.what());
   }
-  restore_model(root, parts.model);
-  parts.optimizer.load_state(root.at("optimizer"), parameter_names(root.at("model")), groups_changed);
+  const bool adapted = is_adapter_checkpoint(root);
+  TGV2_CHECK(adapted == (parts.adaptation.adapters() != nullptr));  // the resume rules refuse the rest
+  if (adapted) {
+    load_base_model(parts.model, root, "checkpoint");
+  } else {
+    restore_model(root, parts.model);
+  }
+  parts.adaptation.load_state(root, parts.parameters);
+  parts.optimizer.load_state(root.at("optimizer"), parameter_names(root.at(adapted ? "base_model" : "model")),
+                             groups_changed);
   restore_ema(root, parts, &state);
   const Value* scaler = root.find("scaler");
   if (parts.scaler && scaler && scaler->is_dict()) parts.scaler->load_state(*scaler);

@@ -66,18 +66,47 @@ void Ema::load_state(const Value& shadows, std::int64_t updates, std::int64_t st
       const Value* saved = shadows.find(target.name);
       torch::Tensor source = saved ? tensor_to_torch(saved->as_tensor()) : target.value.detach();
       // A whole table serves the view of its new rows.
-      if (saved && target.first_row > 0 && source.dim() == shadows_[i].dim() &&
-          source.size(0) == shadows_[i].size(0) + target.first_row) {
-        source = source.narrow(0, target.first_row, shadows_[i].size(0));
+      if (saved && target.first_row > 0 && source.dim() == target.value.dim() &&
+          source.size(0) == target.value.size(0) + target.first_row) {
+        source = source.narrow(0, target.first_row, target.value.size(0));
       }
-      if (source.sizes() != shadows_[i].sizes()) {
+      if (source.sizes() != target.value.sizes()) {
         throw Error("CKP005", "the EMA state does not fit the model").at(target.name);
       }
-      if (pass == 1) shadows_[i].copy_(source);
+      if (pass == 0) continue;
+      if (shadows_[i].sizes() != source.sizes()) {  // an adapter that was pruned since
+        shadows_[i] = torch::empty(source.sizes(), shadows_[i].options());
+      }
+      shadows_[i].copy_(source);
     }
   }
   updates_ = updates;
   steps_ = steps;
+}
+
+torch::Tensor& Ema::shadow_of(const std::string& name) {
+  for (std::size_t i = 0; i < shadows_.size(); ++i) {
+    if (parameters_.tensors[i].name == name) return shadows_[i];
+  }
+  TGV2_CHECK(false);
+}
+
+void Ema::keep(const std::vector<KeptIndices>& shrunk) {
+  TGV2_CHECK(!swapped_);
+  const torch::NoGradGuard no_grad;
+  for (const KeptIndices& one : shrunk) {
+    torch::Tensor& shadow = shadow_of(one.parameter);
+    const torch::Tensor index = torch::tensor(one.kept, torch::kLong).to(shadow.device());
+    shadow = shadow.index_select(one.dimension, index);
+  }
+}
+
+void Ema::mask(const std::string& name, const std::vector<bool>& on) {
+  const torch::NoGradGuard no_grad;
+  torch::Tensor& shadow = shadow_of(name);
+  for (std::size_t rank = 0; rank < on.size(); ++rank) {
+    if (!on[rank]) shadow[static_cast<std::int64_t>(rank)].zero_();
+  }
 }
 
 void Ema::swap() {

@@ -10,8 +10,8 @@ namespace {
 
 class FusedEngine final : public Engine {
  public:
-  FusedEngine(UnifiedVoice& model, const Options& options, bool bf16)
-      : options_(options.model), fused_(options.model, pointers(model, options.model), how(options, bf16)) {}
+  FusedEngine(UnifiedVoice& model, const Options& options, bool bf16, AdapterSet* adapters)
+      : options_(options.model), adapters_(adapters), fused_(options.model, pointers(model, options.model), how(options, bf16)) {}
 
   std::string name() const override { return "fused"; }
   void begin_window() override { fused_.begin_window(); }
@@ -29,7 +29,10 @@ class FusedEngine final : public Engine {
     return out;
   }
 
-  void parameters_changed() override { fused_.refresh_weights(); }
+  void parameters_changed() override {
+    if (adapters_) adapters_->apply();
+    fused_.refresh_weights();
+  }
 
  private:
   static FusedParameters pointers(UnifiedVoice& model, const ModelOptions& options) {
@@ -65,6 +68,7 @@ class FusedEngine final : public Engine {
   }
 
   ModelOptions options_;
+  AdapterSet* adapters_;
   FusedGpt fused_;
 };
 
@@ -73,13 +77,17 @@ std::string fused_obstacle(const Options& options, at::Device device, at::Scalar
   if (!device.is_cpu()) return "it runs on the CPU only";
   if (compute != at::kFloat && compute != at::kBFloat16) return "it computes in fp32 or bf16";
   if (options.model.conditioning != "precomputed") return "it needs precomputed conditioning";
+  if (options.peft.enabled() && options.peft.lora_dropout > 0) {
+    return "it reads adapted weights, and dropout acts between weight and adapter (peft.lora_dropout is set)";
+  }
   if (options.train.activation_checkpointing > 0) return "it keeps its activations (train.activation_checkpointing is set)";
   return "";
 }
 
 }  // namespace
 
-std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute, std::string& why) {
+std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute,
+                                    std::string& why, AdapterSet* adapters) {
   const std::string obstacle = fused_obstacle(options, model.device(), compute);
   const std::string& wanted = options.train.engine;
   if (wanted == "fused" && !obstacle.empty()) {
@@ -88,10 +96,10 @@ std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options,
   }
   if (wanted == "modules" || !obstacle.empty()) {
     why = wanted == "modules" ? "as asked" : "the fused one cannot: " + obstacle;
-    return make_modules_engine(model, options, compute);
+    return make_modules_engine(model, options, compute, adapters);
   }
   why = "precomputed conditioning on the CPU";
-  return std::make_unique<FusedEngine>(model, options, compute == at::kBFloat16);
+  return std::make_unique<FusedEngine>(model, options, compute == at::kBFloat16, adapters);
 }
 
 }  // namespace train_gpt_v2

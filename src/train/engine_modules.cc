@@ -1,6 +1,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/stack.h>
 
+#include "train_gpt_v2/adapt/hooks.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/model/autocast.h"
 #include "train_gpt_v2/model/inputs.h"
@@ -15,14 +16,28 @@ namespace {
 
 class ModulesEngine final : public Engine {
  public:
-  ModulesEngine(UnifiedVoice& model, const Options& options, at::ScalarType compute)
+  ModulesEngine(UnifiedVoice& model, const Options& options, at::ScalarType compute, AdapterSet* adapters)
       : model_(model),
+        adapters_(adapters),
         model_options_(options.model),
         layout_(parse_layout(options.train.layout)),
         checkpoint_every_(options.train.activation_checkpointing),
-        compute_(compute) {}
+        compute_(compute) {
+    if (adapters && options.peft.lora_dropout > 0) {
+      hooks_ = std::make_unique<AdapterHooks>(model, *adapters, options.peft.lora_dropout);
+    }
+  }
 
   std::string name() const override { return "modules"; }
+
+  void parameters_changed() override {
+    if (hooks_) {
+      hooks_->evaluate();
+    } else if (adapters_) {
+      adapters_->apply();
+    }
+    hooks_training_ = false;
+  }
 
   void begin_window() override {
     const torch::NoGradGuard no_grad;
@@ -34,6 +49,11 @@ class ModulesEngine final : public Engine {
   LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) override {
     model_.train();
     const ModelInputs inputs = assemble_inputs(batch, model_options_, layout_, model_.device(), model_.dtype());
+    if (hooks_) {
+      if (!hooks_training_) hooks_->train();
+      hooks_training_ = true;
+      hooks_->begin(key, inputs.segments);
+    }
     ForwardOptions how;
     how.dropout = make_dropout(key, model_options_.dropout);
     how.checkpoint_every = checkpoint_every_;
@@ -49,6 +69,7 @@ class ModulesEngine final : public Engine {
   LossSums evaluate(const Batch& batch, bool per_sample) override {
     const torch::NoGradGuard no_grad;
     model_.eval();
+    TGV2_CHECK(!hooks_training_);
     const ModelInputs inputs = assemble_inputs(batch, model_options_, layout_, model_.device(), model_.dtype());
     ForwardOptions how;
     how.detailed = true;
@@ -84,6 +105,9 @@ class ModulesEngine final : public Engine {
   }
 
   UnifiedVoice& model_;
+  AdapterSet* adapters_;
+  std::unique_ptr<AdapterHooks> hooks_;  // only with dropout between base and adapter
+  bool hooks_training_ = false;
   ModelOptions model_options_;
   BatchLayout layout_;
   std::int64_t checkpoint_every_;
@@ -92,8 +116,9 @@ class ModulesEngine final : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_modules_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute) {
-  return std::make_unique<ModulesEngine>(model, options, compute);
+std::unique_ptr<Engine> make_modules_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute,
+                                            AdapterSet* adapters) {
+  return std::make_unique<ModulesEngine>(model, options, compute, adapters);
 }
 
 std::int64_t real_positions(const Batch& batch, const ModelOptions& options) {

@@ -81,6 +81,10 @@ std::vector<double> AdamW::squares() {
   std::vector<double> result;
   if (kernels_) {
     for (const TrainableTensor& tensor : parameters_.tensors) {
+      if (tensor.grad.numel() == 0) {  // an adapter without a rank left
+        result.push_back(0);
+        continue;
+      }
       const GradientSpan span{tensor.grad.const_data_ptr<float>(), 1, tensor.grad.numel(), nullptr};
       result.push_back(kernels_->sum_of_squares(&span, 1));
     }
@@ -139,6 +143,7 @@ void AdamW::step(double factor) {
     std::vector<torch::Tensor> values, grads, exp_avgs, exp_avg_sqs, steps;
     for (const int member : group.members) {
       const auto i = static_cast<std::size_t>(member);
+      if (parameters_.tensors[i].value.numel() == 0) continue;
       values.push_back(parameters_.tensors[i].value.detach());
       grads.push_back(parameters_.tensors[i].grad);
       exp_avgs.push_back(moments_[i].exp_avg);
@@ -157,6 +162,7 @@ void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double l
   std::map<std::int64_t, std::vector<AdamWTensor>> by_step;
   for (const int member : group.members) {
     const auto i = static_cast<std::size_t>(member);
+    if (parameters_.tensors[i].value.numel() == 0) continue;
     moments_[i].step += 1;
     AdamWTensor t;
     t.parameter = parameters_.tensors[i].value.detach().mutable_data_ptr<float>();
@@ -184,7 +190,7 @@ Value AdamW::save_state(double next_factor) const {
   for (std::size_t i = 0; i < parameters_.all_names.size(); ++i) {
     index[parameters_.all_names[i]] = static_cast<std::int64_t>(i);
   }
-  const bool by_name = parameters_.has_row_views();
+  const bool by_name = parameters_.stored_by_name();
   Value state = Value::dict();
   for (std::size_t i = 0; i < moments_.size(); ++i) {
     Value one = Value::dict();
@@ -209,13 +215,14 @@ Value AdamW::save_state(double next_factor) const {
     one.set("decoupled_weight_decay", true);
     one.set("initial_lr", group.learning_rate);
     Value members = Value::list();
-    if (single) {
+    if (single && !by_name) {
       // As the Python trainer: its one group lists every parameter, trained or not.
       for (std::size_t i = 0; i < parameters_.all_names.size(); ++i) members.push_back(i);
     } else {
       one.set("name", group.name);
       for (const int member : group.members) {
-        members.push_back(index.at(parameters_.tensors[static_cast<std::size_t>(member)].name));
+        const std::string& name = parameters_.tensors[static_cast<std::size_t>(member)].name;
+        members.push_back(by_name ? Value(name) : Value(index.at(name)));
       }
     }
     one.set("params", std::move(members));
@@ -244,6 +251,10 @@ void AdamW::load_state(const Value& state, const std::vector<std::string>& names
   for (int pass = 0; pass < 2; ++pass) {  // first compare everything, then copy
     for (std::size_t i = 0; i < moments_.size(); ++i) {
       const TrainableTensor& target = parameters_.tensors[i];
+      if (pass == 1 && moments_[i].exp_avg.sizes() != target.value.sizes()) {  // an adapter that was pruned since
+        moments_[i].exp_avg = torch::zeros(target.value.sizes(), moments_[i].exp_avg.options());
+        moments_[i].exp_avg_sq = torch::zeros_like(moments_[i].exp_avg);
+      }
       const auto found = saved.find(target.name);
       if (found == saved.end()) {
         if (missing_start_anew) continue;
@@ -260,6 +271,18 @@ void AdamW::load_state(const Value& state, const std::vector<std::string>& names
       moments_[i].exp_avg_sq.copy_(exp_avg_sq);
       moments_[i].step.copy_(step.reshape({}));
     }
+  }
+}
+
+void AdamW::keep(const std::vector<KeptIndices>& shrunk) {
+  const torch::NoGradGuard no_grad;
+  std::unordered_map<std::string, std::size_t> place;
+  for (std::size_t i = 0; i < moments_.size(); ++i) place[parameters_.tensors[i].name] = i;
+  for (const KeptIndices& one : shrunk) {
+    Moments& moments = moments_[place.at(one.parameter)];
+    const torch::Tensor index = torch::tensor(one.kept, torch::kLong).to(moments.exp_avg.device());
+    moments.exp_avg = moments.exp_avg.index_select(one.dimension, index);
+    moments.exp_avg_sq = moments.exp_avg_sq.index_select(one.dimension, index);
   }
 }
 

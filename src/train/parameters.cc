@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <optional>
+#include <tuple>
 
 #include "train_gpt_v2/config/patterns.h"
 #include "train_gpt_v2/core/error.h"
@@ -23,8 +24,10 @@ std::int64_t block_of(const std::string& name) {
   return starts_with(name, kPrefix) ? std::stoll(name.substr(kPrefix.size())) : -1;
 }
 
-// Which parameters train: trainable.train wins over trainable.freeze; conditioners need to be named.
-std::vector<bool> select_trainable(const std::vector<std::string>& names, const Options& options) {
+// Which parameters train: trainable.train wins over trainable.freeze; conditioners need to be named, and so does
+// everything beside adapters.
+std::vector<bool> select_trainable(const std::vector<std::string>& names, const Options& options,
+                                   const AdapterSet* adapters) {
   const std::vector<bool> frozen = select_names(options.trainable.freeze, names, "trainable.freeze");
   std::vector<bool> train = select_names(options.trainable.train, names, "trainable.train");
   for (std::size_t i = 0; i < names.size(); ++i) {
@@ -33,12 +36,18 @@ std::vector<bool> select_trainable(const std::vector<std::string>& names, const 
           .detail("model.conditioning is \"precomputed\": condition and emo_vec come from files")
           .fix("set model.conditioning to \"online\", or take the name out of trainable.train");
     }
-    train[i] = train[i] || (!UnifiedVoice::is_conditioner(names[i]) && !frozen[i]);
+    if (train[i] && adapters && adapters->adapts(names[i])) {
+      throw Error("PFT001", concat("trainable.train names ", names[i], ", which carries an adapter"))
+          .detail("its weights follow from the adapter")
+          .fix("take it out of trainable.train or of peft.target_modules");
+    }
+    train[i] = train[i] || (!adapters && !UnifiedVoice::is_conditioner(names[i]) && !frozen[i]);
   }
   return train;
 }
 
-// Assigns groups, split by block where layer_lr_decay gives each its own rate (algorithms.md §6.2).
+// Assigns groups, split by block where layer_lr_decay gives each its own rate (algorithms.md §6.2), and by factor where
+// peft.lora_plus_ratio lets B learn faster than A (§6.1; not for tables, whose zero factor is A).
 void form_groups(ParameterSet& set, const Options& options, std::int64_t effective_batch) {
   const OptimizerOptions& optimizer = options.optimizer;
   const double scaling = batch_scaling(optimizer, effective_batch);
@@ -47,12 +56,14 @@ void form_groups(ParameterSet& set, const Options& options, std::int64_t effecti
   std::vector<std::string> names;
   for (const TrainableTensor& tensor : set.tensors) names.push_back(tensor.name);
   const std::vector<int> assigned = assign_groups(patterns, names, "optimizer.groups");
-  std::map<std::pair<int, std::int64_t>, int> index;
+  std::map<std::tuple<int, std::int64_t, bool>, int> index;
   for (std::size_t i = 0; i < set.tensors.size(); ++i) {
     TrainableTensor& tensor = set.tensors[i];
     const int chosen = assigned[i];
     const std::int64_t block = optimizer.layer_lr_decay ? block_of(tensor.name) : -1;
-    const auto [at, is_new] = index.try_emplace({chosen, block}, static_cast<int>(set.groups.size()));
+    const bool fast =
+        options.peft.lora_plus_ratio != 1 && tensor.role == AdapterRole::kB && !ends_with(tensor.name, "embedding_B");
+    const auto [at, is_new] = index.try_emplace({chosen, block, fast}, static_cast<int>(set.groups.size()));
     if (is_new) {
       ParameterGroup group;
       group.name = chosen < 0 ? "default" : optimizer.groups[static_cast<std::size_t>(chosen)].name;
@@ -68,11 +79,32 @@ void form_groups(ParameterSet& set, const Options& options, std::int64_t effecti
         group.name += concat(".h.", block);
         group.learning_rate *= std::pow(*optimizer.layer_lr_decay, static_cast<double>(options.model.layers - block));
       }
+      if (fast) {
+        group.name += ".B";
+        group.learning_rate *= options.peft.lora_plus_ratio;
+      }
       set.groups.push_back(std::move(group));
     }
     tensor.group = at->second;
     set.groups[static_cast<std::size_t>(at->second)].members.push_back(static_cast<int>(i));
   }
+}
+
+// The adapters' tensors, and where the executors put dL/dW'. With dropout between base and adapter there is none: the
+// adapters' gradients come from autograd.
+void add_adapters(ParameterSet& set, AdapterSet& adapters, bool gradients_through_weights) {
+  for (torch::Tensor weight : adapters.weights()) {
+    weight.set_requires_grad(gradients_through_weights);
+    if (gradients_through_weights) weight.mutable_grad() = torch::zeros_like(weight);
+  }
+  for (const AdapterParameter& parameter : adapters.parameters()) {
+    TrainableTensor tensor;
+    tensor.name = parameter.name;
+    tensor.value = parameter.tensor;
+    tensor.role = parameter.role;
+    set.tensors.push_back(std::move(tensor));
+  }
+  set.renew_adapter_gradients();
 }
 
 }  // namespace
@@ -83,15 +115,40 @@ std::int64_t ParameterSet::trainable_count() const {
   return count;
 }
 
-bool ParameterSet::has_row_views() const {
-  return std::any_of(tensors.begin(), tensors.end(), [](const TrainableTensor& tensor) { return tensor.first_row > 0; });
+bool ParameterSet::stored_by_name() const {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const TrainableTensor& tensor) { return tensor.first_row > 0 || tensor.role; });
 }
 
-ParameterSet build_parameter_set(UnifiedVoice& model, const Options& options, std::int64_t effective_batch) {
+std::vector<std::string> ParameterSet::beside_adapters() const {
+  std::vector<std::string> names;
+  for (const TrainableTensor& tensor : tensors) {
+    if (!tensor.role) names.push_back(tensor.name);
+  }
+  return names;
+}
+
+void ParameterSet::renew_adapter_gradients() {
+  for (TrainableTensor& tensor : tensors) {
+    if (!tensor.role) continue;
+    tensor.value.mutable_grad() = torch::zeros_like(tensor.value.detach());
+    tensor.grad = tensor.value.grad();
+  }
+}
+
+void ParameterSet::zero_adapter_gradients() {
+  const torch::NoGradGuard no_grad;
+  for (TrainableTensor& tensor : tensors) {
+    if (tensor.role) tensor.grad.zero_();
+  }
+}
+
+ParameterSet build_parameter_set(UnifiedVoice& model, const Options& options, std::int64_t effective_batch,
+                                 AdapterSet* adapters) {
   ParameterSet set;
   const auto named = model.named_parameters();
   for (const auto& item : named) set.all_names.push_back(item.key());
-  const std::vector<bool> training = select_trainable(set.all_names, options);
+  const std::vector<bool> training = select_trainable(set.all_names, options, adapters);
   const std::string text_rows = options.trainable.text_rows.value_or("all");
   const std::int64_t base_rows = std::min(options.trainable.base_text_rows, options.model.text_rows());
   for (std::size_t i = 0; i < set.all_names.size(); ++i) {
@@ -100,7 +157,7 @@ ParameterSet build_parameter_set(UnifiedVoice& model, const Options& options, st
     parameter.set_requires_grad(training[i]);
     if (!training[i]) continue;
     parameter.mutable_grad() = torch::zeros_like(parameter);
-    TrainableTensor tensor{item.key(), parameter, parameter.mutable_grad(), 0, 0};
+    TrainableTensor tensor{item.key(), parameter, parameter.mutable_grad(), 0, 0, std::nullopt};
     if (is_text_table(item.key()) && text_rows == "new_only") {
       const std::int64_t rows = parameter.size(0) - base_rows;
       if (rows == 0) {
@@ -115,6 +172,7 @@ ParameterSet build_parameter_set(UnifiedVoice& model, const Options& options, st
     }
     set.tensors.push_back(std::move(tensor));
   }
+  if (adapters) add_adapters(set, *adapters, options.peft.lora_dropout == 0);
   if (set.tensors.empty()) {
     throw Error("CFG013", "nothing trains: every parameter is frozen").fix("correct trainable.freeze and trainable.train");
   }

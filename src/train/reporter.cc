@@ -60,7 +60,7 @@ void Reporter::remember_step(const ClipResult& clip, double factor) {
   last_factor_ = factor;
 }
 
-void Reporter::train_line(TrainState& state) {
+void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   const TrainMeters& meters = state.meters;
   const auto text_tokens = static_cast<double>(meters.text_tokens), mel_tokens = static_cast<double>(meters.mel_tokens);
   const auto steps = static_cast<double>(meters.steps);
@@ -86,7 +86,11 @@ void Reporter::train_line(TrainState& state) {
   line["data_wait_share"] = ratio(meters.wait_seconds, meters.step_seconds);
   line["step_seconds"] = ratio(meters.step_seconds, steps);
   line["peak_memory_bytes"] = peak_memory_bytes(device_);
+  line.update(more);
   metrics_.write(line);
+  for (const auto& [key, value] : more.items()) {
+    if (value.is_number()) scalar(concat("train/", key), state.step, value.get<double>());
+  }
   for (const char* key : {"loss", "text_loss", "mel_loss", "mel_top1", "grad_norm", "clipped_share", "skipped_steps",
                           "tokens_per_second", "padding_share", "data_wait_share", "step_seconds", "peak_memory_bytes"}) {
     if (line.contains(key)) scalar(concat("train/", key), state.step, line[key].get<double>());
@@ -234,6 +238,27 @@ void Reporter::saved(const SaveResult& result) {
   log_info("checkpoint", "step ", result.step, " saved: ", result.path, " (", human_bytes(result.bytes), ", ",
            human_duration(result.seconds), ")");
   event(result.step, "save", {{"path", result.path}, {"bytes", result.bytes}, {"seconds", result.seconds}});
+}
+
+void Reporter::pruned(const PruneResult& result, const AdapterSet& adapters, const std::vector<std::int64_t>& ranks) {
+  const auto [least, most] = std::minmax_element(ranks.begin(), ranks.end());
+  const std::string chart = adapters.rank_chart(ranks);
+  log_info("adapters", "step ", result.step, ": ", result.ranks_before, " ranks pruned to ", result.ranks_after, " (budget ",
+           result.budget, "), from ", *least, " to ", *most, " per matrix (plan at 12 x 512: 8 to 32), ",
+           human_count(static_cast<std::uint64_t>(adapters.parameter_count())), " parameters (plan: 1.5 to 2 M)\n", chart);
+  OrderedJson by_module = OrderedJson::object();
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    const std::string& module = adapters.adapters()[i].spec().module;
+    by_module[module] = ranks[i];
+    scalar("rank/" + module, result.step, static_cast<double>(ranks[i]));
+  }
+  if (tensorboard_) tensorboard_->text("ranks", result.step, "```\n" + chart + "\n```");
+  event(result.step, "prune",
+        {{"budget", result.budget},
+         {"ranks_before", result.ranks_before},
+         {"ranks_after", result.ranks_after},
+         {"parameters", adapters.parameter_count()},
+         {"ranks", by_module}});
 }
 
 void Reporter::event(std::int64_t step, const std::string& name, OrderedJson details) {

@@ -44,6 +44,9 @@ std::vector<Difference> fact_differences(const RunFacts& saved, const RunFacts& 
   if (!saved.tokenizer_sha256.empty() && !now.tokenizer_sha256.empty()) {
     text("tokenizer (SHA-256)", saved.tokenizer_sha256, now.tokenizer_sha256, ResumeClass::kNever);
   }
+  if (!saved.fisher_sha256.empty() && !now.fisher_sha256.empty()) {
+    text("Fisher information (SHA-256)", saved.fisher_sha256, now.fisher_sha256, ResumeClass::kLoss);
+  }
   text("precision", saved.precision, now.precision, ResumeClass::kPrecision);
   // With an order file at either end the data are what it names; another file starts at its first line.
   if (saved.order_fingerprint.empty() && now.order_fingerprint.empty()) {
@@ -63,6 +66,7 @@ nlohmann::json RunFacts::save_state() const {
           {"data_fingerprint", data_fingerprint},
           {"order_fingerprint", order_fingerprint},
           {"tokenizer_sha256", tokenizer_sha256},
+          {"fisher_sha256", fisher_sha256},
           {"precision", precision},
           {"threads", threads},
           {"device", device},
@@ -75,6 +79,7 @@ void RunFacts::load_state(const nlohmann::json& state) {
   data_fingerprint = state.value("data_fingerprint", "");
   order_fingerprint = state.value("order_fingerprint", "");
   tokenizer_sha256 = state.value("tokenizer_sha256", "");
+  fisher_sha256 = state.value("fisher_sha256", "");
   precision = state.value("precision", "");
   threads = state.value("threads", std::int64_t{0});
   device = state.value("device", "");
@@ -101,6 +106,8 @@ ResumeDecision compare_for_resume(const std::string& saved_config, const RunFact
     if (option.is_path || option.key == "effective batch" || option.key == "train.precision") continue;
     differences.push_back({option.key, option.saved, option.current, option.resume});
   }
+  const std::string saved_method = load_config_json(saved_config, "the stored configuration").options.peft.method;
+  bool other_adapters = false;
   ResumeDecision decision;
   std::vector<std::string> refused;
   std::set<std::string> needed;
@@ -121,11 +128,22 @@ ResumeDecision compare_for_resume(const std::string& saved_config, const RunFact
     }
     refused.push_back(concat(values, "  [", name, ": ", reason(difference.resume), "]"));
     needed.insert(difference.resume == ResumeClass::kNever ? "" : name);
+    other_adapters |= starts_with(difference.what, "peft.");
   }
   if (refused.empty()) return decision;
   Error error("CKP010", "this run differs from the one that wrote the checkpoint");
   for (const std::string& line : refused) std::move(error).detail(line);
-  if (needed.count("")) {
+  if (saved_method.empty() != now_options.peft.method.empty()) {
+    const char* whole = "model (whole weights; optimizer state of those)";
+    const char* adapted = "base_model and adapter (optimizer state of …lora_A, …lora_B)";
+    std::move(error).detail(concat("keys: the checkpoint holds ", saved_method.empty() ? whole : adapted,
+                                   ", this run needs ", saved_method.empty() ? adapted : whole));
+  }
+  if (other_adapters && !saved_method.empty()) {
+    std::move(error).fix(
+        "to go on from these weights otherwise, start fresh from them as a base: train_gpt_v2 merge --checkpoint FILE "
+        "--output merged_final.pth, then init.from merged_final.pth and another --output-dir");
+  } else if (needed.count("")) {
     std::move(error).fix("such a change needs a fresh run: set init.from to this checkpoint and use another --output-dir");
   } else {
     std::string flags;

@@ -13,6 +13,7 @@
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/model/initialise.h"
 #include "train_gpt_v2/model/weights.h"
+#include "train_gpt_v2/train/adapter_checkpoint.h"
 #include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/trainer.h"
 
@@ -34,6 +35,8 @@ class Session {
   void build_model();
   void load_base_weights();
   void build_training();
+  void check_resume();
+  void check_new_rows() const;
   void restore();
   std::unique_ptr<BatchSequence> make_sequence();
   std::unique_ptr<TrainingSampler> make_sampler();
@@ -55,6 +58,8 @@ class Session {
   at::ScalarType compute_ = at::kFloat;
 
   std::unique_ptr<UnifiedVoice> model_;
+  bool rows_were_made_ = false;  // the start weights know fewer tokens than the tokenizer
+  std::unique_ptr<Adaptation> adaptation_;
   ParameterSet parameters_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<Ema> ema_;
@@ -64,6 +69,7 @@ class Session {
   std::unique_ptr<Engine> engine_;
   std::string engine_reason_;
   bool has_conditioners_ = true;  // false: the start weights came without them
+  ResumeDecision decision_;
   TrainState state_;
 };
 
@@ -201,6 +207,9 @@ void Session::build_model() {
   if (!checkpoint_ && !options_.init.from.empty()) {
     load_base_weights();
   }
+  if (checkpoint_ && is_adapter_checkpoint(checkpoint_->file.root)) {
+    load_base_model(*model_, checkpoint_->file.root, checkpoint_->path);  // what the adapters go on top of
+  }
   model_->to(request_.device);
 }
 
@@ -221,6 +230,7 @@ void Session::load_base_weights() {
   }
   const LoadReport report = load_state(*model_, file.root, how);
   log_load_report(report, how);
+  rows_were_made_ = report.vocabulary && report.vocabulary->pieces > report.vocabulary->base_pieces;
   has_conditioners_ = std::none_of(report.missing.begin(), report.missing.end(), UnifiedVoice::is_conditioner);
 }
 
@@ -241,19 +251,53 @@ void Session::build_training() {
   facts_.threads = at::get_num_threads();
   facts_.device = request_.device.is_cuda() ? describe_device(request_.device) : "cpu";
   facts_.cpu_capability = at::get_cpu_capability();
-  parameters_ = build_parameter_set(*model_, options_, facts_.effective_batch);
+  if (options_.ewc.enabled) facts_.fisher_sha256 = sha256_of_file(options_.ewc.fisher);
+  check_resume();
+  adaptation_ = std::make_unique<Adaptation>(*model_, options_, checkpoint_ ? &checkpoint_->file.root : nullptr,
+                                             facts_.total_steps, goal_step_);
+  parameters_ = build_parameter_set(*model_, options_, facts_.effective_batch, adaptation_->adapters());
+  check_new_rows();
   optimizer_ = std::make_unique<AdamW>(parameters_, options_.optimizer);
   if (compute_ == at::kHalf) scaler_ = std::make_unique<GradScaler>();
   if (options_.ema.enabled) ema_ = std::make_unique<Ema>(parameters_, options_.ema);
   monitors_ = std::make_unique<Monitors>(options_.checkpoint, options_.early_stopping);
   schedule_ = std::make_unique<LearningRateSchedule>(options_.optimizer, facts_.total_steps);
-  engine_ = make_engine(*model_, options_, compute_, engine_reason_);
+  engine_ = make_engine(*model_, options_, compute_, engine_reason_, adaptation_->adapters());
+}
+
+// Before anything is built on the options: adapters of other settings would not even have the checkpoint's shapes.
+void Session::check_resume() {
+  if (!checkpoint_) return;
+  if (kind_ == CheckpointKind::kOurs) {
+    decision_ = compare_for_resume(stored_config(checkpoint_->file.root), stored_facts(checkpoint_->file.root), options_,
+                                   facts_, request_.allowed_changes);
+    for (const std::string& note : decision_.notes) log_info("resume", note);
+    return;
+  }
+  if (!options_.peft.enabled()) return;
+  throw Error("CKP010", "a run of the Python trainer cannot be continued with adapters")
+      .where(checkpoint_->path)
+      .detail(concat("peft.method: checkpoint none, now \"", options_.peft.method, "\""))
+      .detail("keys: the checkpoint holds model (whole weights), this run needs base_model and adapter")
+      .fix("start fresh from it as a base: init.from = this file, and another --output-dir");
+}
+
+// Rows that were just made by averaging must be able to move (algorithms.md §8).
+void Session::check_new_rows() const {
+  constexpr const char* kTable = "text_embedding.weight";
+  if (!rows_were_made_ || (adaptation_->adapters() && adaptation_->adapters()->adapts(kTable))) return;
+  const std::vector<std::string> training = parameters_.beside_adapters();
+  if (std::find(training.begin(), training.end(), kTable) != training.end()) return;
+  throw Error("CFG018", "the text table is frozen, but the tokenizer has tokens that the start weights never saw")
+      .detail("their rows are averages of old ones; frozen, the model could never tell the new tokens apart")
+      .fix("name it in trainable.train (\"wte\", with trainable.text_rows \"new_only\" to keep the old rows), or in "
+           "peft.target_modules");
 }
 
 void Session::restore() {
   if (!checkpoint_) return;
   const Value& root = checkpoint_->file.root;
-  CheckpointParts parts{*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, state_, options_, facts_};
+  CheckpointParts parts{*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, state_, options_, facts_, *adaptation_};
   if (kind_ == CheckpointKind::kPython) {
     restore_python_state(root, parts);
     log_info("resume", "the Python trainer's order of samples is not in its checkpoint: epoch ", state_.epoch,
@@ -262,21 +306,18 @@ void Session::restore() {
     return;
   }
   const RunFacts saved = stored_facts(root);
-  const ResumeDecision decision =
-      compare_for_resume(stored_config(root), saved, options_, facts_, request_.allowed_changes);
-  for (const std::string& note : decision.notes) log_info("resume", note);
-  restore_training_state(root, parts, decision.groups_changed);
+  restore_training_state(root, parts, decision_.groups_changed);
   if (order_) {
     // The same file goes on behind the lines consumed; another one starts at its first line.
     if (saved.order_fingerprint != facts_.order_fingerprint) state_.cursor = BatchCursor{};
     return;
   }
-  if (decision.data_changed || !saved.order_fingerprint.empty()) {
+  if (decision_.data_changed || !saved.order_fingerprint.empty()) {
     state_.cursor = BatchCursor{state_.cursor.epoch + 1, 0, state_.cursor.consumed};
     log_info("resume", "the data changed: epoch ", state_.cursor.epoch, " begins");
     return;
   }
-  if (decision.order_changed) {
+  if (decision_.order_changed) {
     const LoadedConfig before = load_config_json(stored_config(root), checkpoint_->path);
     state_.cursor = sampler_->carry_over(state_.cursor, PlanSettings::from(before.options));
     log_info("resume", "the order changed: the epoch's samples that were not consumed follow in the new order");
@@ -292,6 +333,7 @@ void Session::banner() const {
   log_info("run", "device      ", describe_device(request_.device), ", ", facts_.precision, ", engine ", engine_->name(), " (", engine_reason_, ")");
   log_info("run", "parameters  ", count(all), ", trainable ", count(parameters_.trainable_count()));
   log_info("run", "groups\n", describe_groups(parameters_));
+  if (const std::string text = adaptation_->describe(); !text.empty()) log_info("run", "adaptation\n", text);
   log_info("run", "samples     ", count(static_cast<std::int64_t>(train_->epoch_size())), " of ", train_->records(), " records",
            validation_ ? concat(", validation ", validation_->epoch_size()) : ", no validation");
   for (const DropReason& reason : train_->dropped()) {
@@ -345,6 +387,7 @@ ExitStatus Session::run() {
   build_model();
   build_training();
   restore();
+  adaptation_->protect(parameters_, checkpoint_ ? stored_ewc(checkpoint_->file.root) : nullptr);
   engine_->parameters_changed();
   write_file_atomically(path_join(directory_, "config.effective.json"), effective_json(options_));
   const std::unique_ptr<TrainingSampler> sampler = make_sampler();
@@ -369,7 +412,7 @@ ExitStatus Session::run() {
   };
   extras.train = describe(*train_);
   if (validation_) extras.validation = describe(*validation_);
-  CheckpointParts parts{*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, state_, options_, facts_};
+  CheckpointParts parts{*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, state_, options_, facts_, *adaptation_};
   reporter.event(state_.step, checkpoint_ ? "resume" : "start",
                  {{"from", checkpoint_ ? checkpoint_->path : options_.init.from}, {"build", request_.build}});
   checkpoint_.reset();  // unmaps the file

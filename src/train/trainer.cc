@@ -82,7 +82,9 @@ bool Trainer::train_window(const Window& window) {
   torch::Tensor sums;
   double loss = 0;  // what is differentiated
   std::int64_t positions = 0, padded_positions = 0;
+  Adaptation& adaptation = parts_.core.adaptation;
   parts_.engine.begin_window();
+  adaptation.begin_window(parts_.core.parameters);
   for (std::size_t micro = 0; micro < window.micro_batches.size(); ++micro) {
     const Batch& batch = window.micro_batches[micro].batch;
     if (batch.count() == 0) continue;  // every sample of it was bad and is skipped
@@ -102,13 +104,14 @@ bool Trainer::train_window(const Window& window) {
     poll_trigger_files(parts_.run_directory);
     if (stop_requested() != ExitStatus::kOk && micro + 1 < window.micro_batches.size()) return false;
   }
+  adaptation.complete_gradients(loss_scale);
   {
     const torch::NoGradGuard no_grad;
     for (torch::Tensor& rows : parts_.core.parameters.masked_grads) rows.zero_();
   }
-  // Nothing reads the gradients between here and the update, so the CPU may scale them there.
-  const ClipResult clip = parts_.core.optimizer.unscale_and_clip(1.0 / loss_scale, train.grad_clip,
-                                                                 train.clip_per_group, /*in_place=*/false);
+  // Unless something reads the gradients after the update, the CPU may scale them there.
+  const ClipResult clip = parts_.core.optimizer.unscale_and_clip(1.0 / loss_scale, train.grad_clip, train.clip_per_group,
+                                                                 adaptation.reads_clipped_gradients());
   state_.cursor = window.micro_batches.back().after;
   state_.epoch = static_cast<std::int64_t>(window.micro_batches.back().epoch);
   ++state_.windows;
@@ -123,6 +126,10 @@ bool Trainer::train_window(const Window& window) {
   bad_in_a_row_ = 0;
   const double factor = parts_.schedule.factor(state_.step);
   parts_.core.optimizer.step(factor);
+  if (const auto pruned =
+          adaptation.after_step(state_.step + 1, factor, parts_.core.parameters, parts_.core.optimizer, parts_.core.ema)) {
+    parts_.reporter.pruned(*pruned, *adaptation.adapters(), adaptation.allocator()->ranks());
+  }
   parts_.engine.parameters_changed();
   if (parts_.core.ema) parts_.core.ema->update();
   ++state_.step;
@@ -154,6 +161,7 @@ void Trainer::skip_step(const Window& window, double norm, double loss) {
   log_warning("train", "step ", state_.step + 1, " skipped: loss ", loss, ", gradient norm ", norm,
               " is not finite; samples ", join(ids, " "));
   parts_.reporter.event(state_.step, "skip", {{"loss", loss}, {"grad_norm", norm}, {"ids", ids}});
+  parts_.engine.parameters_changed();  // the weights as whoever reads them between two steps expects them
   if (++bad_in_a_row_ >= kMaxBadInARow && !parts_.core.scaler) {
     throw Error("NUM001", concat("training diverged: ", bad_in_a_row_, " steps in a row were not finite"))
         .at(concat("step ", state_.step + 1))
@@ -163,7 +171,9 @@ void Trainer::skip_step(const Window& window, double norm, double loss) {
 
 void Trainer::do_what_is_due(bool last) {
   parts_.reporter.step_done(state_);
-  if (due(state_.step, options_.train.log_interval) && state_.meters.steps > 0) parts_.reporter.train_line(state_);
+  if (due(state_.step, options_.train.log_interval) && state_.meters.steps > 0) {
+    parts_.reporter.train_line(state_, parts_.core.adaptation.measure());
+  }
   if (parts_.evaluator && last_validated_step_ != state_.step && (due(state_.step, options_.validation.interval) || last)) {
     validate();
   }
@@ -202,7 +212,7 @@ void Trainer::validate() {
   }
   if (stop_requested() != ExitStatus::kOk) return;  // done again by whoever continues this run
   state_.validation_due = false;
-  const bool warmup_done = state_.step >= options_.optimizer.warmup_steps;
+  const bool warmup_done = state_.step >= options_.optimizer.warmup_steps && parts_.core.adaptation.pruning_done();
   double val_mel_loss = results.front().mel_loss;
   for (const ValidationResult& result : results) {
     if (result.split == "all") val_mel_loss = std::min(val_mel_loss, result.mel_loss);

@@ -58,8 +58,10 @@ class RankAllocator {
  public:
   RankAllocator(const PeftOptions& options, AdapterSet& set, std::int64_t total_steps);
 
-  // Adds w·∂R to the gradients of A and B and returns R = mean over factors of ‖PᵀP − I‖_F, ‖QQᵀ − I‖_F.
-  double add_regulariser_gradient();
+  // R = mean over factors of ‖PᵀP − I‖_F, ‖QQᵀ − I‖_F.
+  double regulariser() const;
+  // Adds loss_scale·w·∂R to the gradients of A and B.
+  void add_regulariser_gradient(double loss_scale = 1);
 
   // Updates the importance and prunes when an event is due.
   std::optional<PruneResult> after_step(std::int64_t step);
@@ -84,6 +86,7 @@ class RankAllocator {
   };
 
   std::string settings() const;
+  void start_importance();
   void update_importance();
   PruneResult prune(std::int64_t step, std::int64_t budget);
   std::vector<std::vector<std::int64_t>> select_exact(const std::vector<std::vector<double>>& scores,
@@ -96,7 +99,6 @@ class RankAllocator {
   PeftOptions options_;
   AdapterSet& set_;
   PruneSchedule schedule_;
-  std::int64_t total_steps_ = 0;
   std::size_t next_event_ = 0;
   std::vector<std::vector<Importance>> importance_;  // per adapter: A, λ, B; empty once finished or for "magnitude"
   std::vector<std::vector<std::int64_t>> kept_;

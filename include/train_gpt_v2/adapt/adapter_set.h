@@ -68,8 +68,8 @@ class AdapterSet {
 
   // One row per kind of matrix: rank, shape, count and parameters; then the totals, per layer too.
   std::string describe() const;
-  // Current ranks, one row per kind of matrix and one column per layer.
-  std::string rank_chart() const;
+  // One row per kind of matrix and one column per layer; `ranks` per adapter.
+  std::string rank_chart(const std::vector<std::int64_t>& ranks) const;
 
  private:
   std::vector<Adapter> adapters_;

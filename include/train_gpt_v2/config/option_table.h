@@ -36,12 +36,14 @@ struct FieldSpec;
 struct ValueSpec {
   ValueKind kind = ValueKind::kText;
   bool list = false;
+  bool map = false;  // an object {module pattern: element}, in the order of the file
   bool nullable = false;
   std::vector<std::string> choices;  // text only; empty = any
   std::optional<double> minimum, maximum;
   bool open_minimum = false, open_maximum = false;  // the limit itself is not allowed
   std::size_t items = 0;                            // exact length of a list; 0 = any
   std::string only_value;                           // JSON text of the one accepted value; "" = no such limit
+  std::string word;                                 // a text that may stand instead of a number: "auto"
   std::string reason;                               // why the limits are as they are, for the error message
   std::function<std::string(const std::string&)> text_problem;  // "" = fine
   std::vector<FieldSpec> fields;                                // kObject

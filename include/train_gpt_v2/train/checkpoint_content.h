@@ -9,6 +9,7 @@
 
 #include "train_gpt_v2/io/torch_file.h"
 #include "train_gpt_v2/model/unified_voice.h"
+#include "train_gpt_v2/train/adaptation.h"
 #include "train_gpt_v2/train/ema.h"
 #include "train_gpt_v2/train/grad_scaler.h"
 #include "train_gpt_v2/train/monitors.h"
@@ -31,6 +32,7 @@ struct CheckpointParts {
   TrainState& state;
   const Options& options;
   const RunFacts& facts;
+  Adaptation& adaptation;
 };
 
 // Facts for the reader in Python; nothing of ours depends on them.
@@ -54,6 +56,8 @@ class SnapshotMaker {
                         const std::string& build);
 
  private:
+  // "model", or "base_model" and "adapter" (train/adapter_checkpoint.h), into `root`.
+  void add_weights(Value& root, const CheckpointParts& parts);
   Value model_state(const CheckpointParts& parts);
   Value frozen_host_copies_ = Value::dict();  // tensors that never change, copied from the device once
 };
@@ -64,6 +68,7 @@ CheckpointKind checkpoint_kind(const Value& root);
 // The stored configuration of one of our checkpoints, "" for others.
 std::string stored_config(const Value& root);
 RunFacts stored_facts(const Value& root);
+const Value* stored_ewc(const Value& root);  // null: the run had none
 
 // Restores one of our checkpoints into the parts (weights, moments, EMA, scaler, monitors, counters). `groups_changed`
 // lets tensors without saved moments start anew. Throws CKP errors before anything is changed where it can.

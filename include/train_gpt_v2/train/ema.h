@@ -7,6 +7,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "train_gpt_v2/adapt/adalora.h"
 #include "train_gpt_v2/io/value.h"
 #include "train_gpt_v2/train/parameters.h"
 
@@ -29,6 +30,10 @@ class Ema {
   Value save_state() const;
   void load_state(const Value& shadows, std::int64_t updates, std::int64_t steps);
   std::int64_t steps() const { return steps_; }
+  // After pruning: the averages keep the same indices as their tensors, or would bring pruned ranks back. Where ranks
+  // are only masked, λ's average falls to zero with λ.
+  void keep(const std::vector<KeptIndices>& shrunk);
+  void mask(const std::string& name, const std::vector<bool>& on);
 
   class ScopedSwap {
    public:
@@ -43,6 +48,7 @@ class Ema {
 
  private:
   void swap();
+  torch::Tensor& shadow_of(const std::string& name);
   ParameterSet& parameters_;
   EmaOptions options_;
   std::vector<torch::Tensor> shadows_;

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "train_gpt_v2/adapt/adapter_set.h"
 #include "train_gpt_v2/config/options.h"
 #include "train_gpt_v2/data/batch.h"
 #include "train_gpt_v2/kernels/dropout.h"
@@ -42,8 +43,9 @@ class Engine {
   virtual LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) = 0;
   // No dropout, no gradient, no random numbers.
   virtual LossSums evaluate(const Batch& batch, bool per_sample) = 0;
-  // After anything changed the parameters (a step, an EMA swap, a load).
-  virtual void parameters_changed() {}
+  // After anything changed the parameters (a step, an EMA swap, a load). With adapters the model's weights hold W'
+  // afterwards, until the next forward_backward(): generation and saving see the adapted model.
+  virtual void parameters_changed() = 0;
 };
 
 // Positions that carry something: what a packed forward computes on (performance.md §3.1).
@@ -53,11 +55,14 @@ std::int64_t real_positions(const Batch& batch, const ModelOptions& options);
 at::ScalarType resolve_precision(const std::string& precision, at::Device device);
 std::string precision_name(at::ScalarType type);  // "fp32", "bf16", "fp16"
 
-// The LibTorch modules as executor: every device, every feature. `model` must outlive it.
-std::unique_ptr<Engine> make_modules_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute);
+// The LibTorch modules as executor: every device, every feature. `model` must outlive it, and so must the adapters over
+// it, if there are any.
+std::unique_ptr<Engine> make_modules_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute,
+                                            AdapterSet* adapters = nullptr);
 
 // The executor train.engine asks for; "auto" is the fused one (model/fused_gpt.h) wherever it can run. Gradients must be
 // allocated before (train/parameters.h). `why` says what decided. Throws CFG017 where "fused" cannot run.
-std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute, std::string& why);
+std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute,
+                                    std::string& why, AdapterSet* adapters = nullptr);
 
 }  // namespace train_gpt_v2

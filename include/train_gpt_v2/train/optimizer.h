@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "train_gpt_v2/adapt/adalora.h"
 #include "train_gpt_v2/io/value.h"
 #include "train_gpt_v2/kernels/kernels.h"
 #include "train_gpt_v2/train/parameters.h"
@@ -38,10 +39,13 @@ class AdamW {
   // ParameterSet::all_names; the rates written are those of the step that follows (`next_factor`). Tensors are shared,
   // not copied.
   Value save_state(double next_factor) const;
-  // Reads that form. `names[i]` is the parameter that index i stands for. Names and shapes are compared before any
-  // copy; a whole table's moments serve a view of its new rows. A tensor without saved moments is an error unless
+  // Split text rows and adapters are stored by name instead.
+  // Reads both. `names[i]` is the parameter that index i stands for. Names and shapes are compared before any copy; a whole table's moments serve a view of its new rows. A tensor without saved moments is an error unless
   // `missing_start_anew`. Throws CKP errors.
   void load_state(const Value& state, const std::vector<std::string>& names, bool missing_start_anew);
+
+  // After pruning: the moments keep the same indices as their tensors.
+  void keep(const std::vector<KeptIndices>& shrunk);
 
   std::size_t state_bytes() const;
 

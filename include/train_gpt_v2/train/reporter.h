@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "train_gpt_v2/adapt/adalora.h"
 #include "train_gpt_v2/train/checkpoint_store.h"
 #include "train_gpt_v2/train/evaluator.h"
 #include "train_gpt_v2/train/metrics.h"
@@ -29,7 +30,10 @@ class Reporter {
   ~Reporter();
 
   void remember_step(const ClipResult& clip, double factor);  // of the last optimiser step
-  void train_line(TrainState& state);                         // one line, then the sums start anew
+  // One line with the terms of `more` at its end, then the sums start anew.
+  void train_line(TrainState& state, const OrderedJson& more);
+  // Ranks per adapter after pruning: event, log, chart.
+  void pruned(const PruneResult& result, const AdapterSet& adapters, const std::vector<std::int64_t>& ranks);
   void step_done(const TrainState& state);                    // live line
   Progress& progress() { return progress_; }                  // for phases: validation, saving, sampling
   void status(const TrainState& state);                       // SIGUSR2: one log line now

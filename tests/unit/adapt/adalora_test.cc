@@ -81,7 +81,8 @@ TEST_F(GoldenTrace, ReproducesPeft) {
         at::mse_loss(at::linear(at::linear(x, targets[0].weight, b1).tanh(), targets[1].weight, b2), target);
     task.backward();
     set->push_gradients();
-    const double reg = allocator.add_regulariser_gradient();
+    const double reg = allocator.regulariser();
+    allocator.add_regulariser_gradient();
     EXPECT_NEAR(reg, step["reg"].get<double>(), 1e-10);
     EXPECT_NEAR(task.item<double>(), step["loss"].get<double>(), 1e-10);  // the file's loss is the task's alone
     {

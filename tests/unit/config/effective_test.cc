@@ -30,6 +30,14 @@ Json random_value(const ValueSpec& spec, RandomStream& random, bool element = fa
     for (std::uint64_t i = 0; i < count; ++i) list.push_back(random_value(spec, random, true));
     return list;
   }
+  if (!element && spec.map) {
+    Json object = Json::object();
+    for (const char* pattern : {"mlp.c_fc", "gpt.h.*.attn", "attn"}) {
+      if (random.below(2) == 0) object[pattern] = random_value(spec, random, true);
+    }
+    return object;
+  }
+  if (!spec.word.empty() && random.below(3) == 0) return spec.word;
   const double low = spec.minimum.value_or(-1e6);
   const double high = spec.maximum.value_or(1e6);
   const double share = random.uniform();
@@ -58,7 +66,12 @@ Json random_value(const ValueSpec& spec, RandomStream& random, bool element = fa
 Options random_options(RandomStream& random) {
   Options options;
   options.validation.interval = 0;
-  for (const OptionRow& row : option_rows()) {
+  std::vector<const OptionRow*> rows;
+  for (int round = 0; round < 2; ++round) {  // some values are allowed only once a later key is set
+    for (const OptionRow& row : option_rows()) rows.push_back(&row);
+  }
+  for (const OptionRow* listed : rows) {
+    const OptionRow& row = *listed;
     std::vector<ValueProblem> problems;
     const Json value = check_value(row.value, random_value(row.value, random), "/base", problems);
     if (!problems.empty()) continue;  // a text that this key does not allow
@@ -269,6 +282,10 @@ bool fits(const Json& schema, const Json& value, std::string& why, const std::st
   }
   if (value.is_object()) {
     for (const auto& [name, member] : value.items()) {
+      if (schema["additionalProperties"].is_object()) {
+        if (!fits(schema["additionalProperties"], member, why, at + "." + name)) return false;
+        continue;
+      }
       if (!schema["properties"].contains(name)) return bad("unknown " + name + " in");
       if (!fits(schema["properties"][name], member, why, at + "." + name)) return false;
     }
@@ -297,7 +314,8 @@ TEST(Reference, SchemaRefusesWhatTheLoaderRefuses) {
   for (const char* text :
        {R"({"trian": {}})", R"({"train": {"sed": 1}})", R"({"train": {"seed": "1"}})", R"({"checkpoint": {"keep": 2}})",
         R"({"train": {"precision": "fp8"}})", R"({"optimizer": {"betas": [1.0, 0.9]}})", R"({"model": {"types": 2}})",
-        R"({"model": {"condition_module": {"x": 1}}})", R"({"data": {"replay": [{"x": 1}]}})"}) {
+        R"({"model": {"condition_module": {"x": 1}}})", R"({"data": {"replay": [{"x": 1}]}})",
+        R"({"peft": {"rank_pattern": {"mlp": 0}}})", R"({"peft": {"rank_pattern": [8]}})", R"({"ewc": {"lambda": "x"}})"}) {
     EXPECT_FALSE(fits(schema, Json::parse(text), why)) << text;
   }
 }

@@ -1,0 +1,46 @@
+#pragma once
+// Files made from the fixtures' model: Fisher information over its GPT part, and the model with fewer text rows.
+
+#include <string>
+
+#include "support/test_files.h"
+#include "train_gpt_v2/adapt/ewc.h"
+#include "train_gpt_v2/io/torch_file.h"
+#include "train_gpt_v2/model/tensor_bridge.h"
+
+namespace train_gpt_v2::testing {
+
+// Squares of the numbers 0.1, 0.2 … 0.9 in turn as Fisher information of every weight, times `factor` squared, said to be
+// measured at `weight_scale` times the fixtures' weights.
+inline std::string write_fixture_fisher(const std::string& path, double weight_scale, double factor = 1) {
+  const LoadedFile file = read_tensor_file(data_path("fixtures/model/gpt.pth"));
+  std::vector<std::pair<std::string, at::Tensor>> parameters;
+  for (const auto& [key, value] : file.root.entries()) {
+    const std::string& name = key.as_string();
+    if (name.find("conditioning_encoder") != std::string::npos || name.find("perceiver") != std::string::npos) continue;
+    at::Tensor weight = tensor_to_torch(value.as_tensor()).to(at::kFloat, false, /*copy=*/true).mul_(weight_scale);
+    weight.set_requires_grad(true);
+    const at::Tensor ninths = at::arange(weight.numel(), at::kFloat).remainder(9).add(1).div(10).mul(factor);
+    weight.mutable_grad() = ninths.view(weight.sizes()).clone();
+    parameters.emplace_back(name, weight);
+  }
+  FisherAccumulator accumulator(std::move(parameters));
+  accumulator.add(1, 1);
+  write_fisher(path, accumulator.finish());
+  return path;
+}
+
+// The fixtures' weights with the first `rows` text rows only.
+inline std::string write_smaller_vocabulary(const std::string& path, std::int64_t rows) {
+  const LoadedFile file = read_tensor_file(data_path("fixtures/model/gpt.pth"));
+  Value root = Value::ordered_dict();
+  for (const auto& [key, value] : file.root.entries()) {
+    const std::string& name = key.as_string();
+    const bool table = name == "text_embedding.weight" || name == "text_head.weight" || name == "text_head.bias";
+    root.set(name, table ? Value(torch_to_tensor(tensor_to_torch(value.as_tensor()).narrow(0, 0, rows).clone())) : value);
+  }
+  write_torch_file(path, root);
+  return path;
+}
+
+}  // namespace train_gpt_v2::testing
