@@ -63,6 +63,7 @@ Dataset::Dataset(const std::vector<std::string>& manifests, const std::vector<Re
   };
   for (const std::string& manifest : manifests) records_ += index_.add(manifest);
   close_group(0);
+  epoch_manifests_ = index_.manifests();
   for (const ReplayOptions& more : replay) {
     records_ += index_.add(more.manifest);
     close_group(more.share);
@@ -307,18 +308,27 @@ std::uint32_t Dataset::find(std::string_view wanted) const {
   throw std::move(error).fix("ids are those of the manifests' field \"id\"");
 }
 
+std::string Dataset::manifest_line(std::size_t manifest) const {
+  return concat("manifest ", content_hash(index_.manifest_bytes(manifest)), " ",
+                tokenises_ ? index_.manifest_language(manifest) : "", "\n");
+}
+
+std::string Dataset::replay_fingerprint() const {
+  if (epoch_manifests_ == index_.manifests()) return "";
+  std::string text;
+  for (std::size_t i = epoch_manifests_; i < index_.manifests(); ++i) text += manifest_line(i);
+  for (std::size_t group = 1; group < groups_.size(); ++group) {
+    text += concat("share ", exact_number(groups_[group].share), " of ", groups_[group].end - groups_[group].begin, "\n");
+  }
+  return sha256(text);
+}
+
 const std::string& Dataset::fingerprint() const {
   std::call_once(fingerprint_made_, [this] {
     std::string text = concat("data 1\nlimits ", on_overlong_, " ", text_limit_, " ", code_limit_, "\nconditioning ",
                               model_.conditioning, "\n");
     if (tokenises_) text += concat("tokenizer ", tokenizer_->sha256(), " ", default_language_, "\n");
-    const std::uint32_t last = groups_.size() > 1 && groups_[1].begin < size()
-                                   ? index_[groups_[1].begin].manifest()
-                                   : static_cast<std::uint32_t>(index_.manifests());
-    for (std::size_t i = 0; i < last; ++i) {
-      text += concat("manifest ", content_hash(index_.manifest_bytes(i)), " ",
-                     tokenises_ ? index_.manifest_language(i) : "", "\n");
-    }
+    for (std::size_t i = 0; i < epoch_manifests_; ++i) text += manifest_line(i);
     Sha256 lengths;
     for (std::size_t i = 0; i < epoch_size(); ++i) {
       const std::uint16_t pair[2] = {index_[i].text_length, index_[i].code_length};

@@ -141,7 +141,10 @@ std::string Adaptation::describe() const {
     const PruneSchedule& schedule = allocator_->schedule();
     text += concat("pruning: ", schedule.initial_budget, " ", options_.peft.budget_unit, " at the start, ",
                    schedule.events.size(), " events, the last at step ", schedule.events.back().step, " leaves ",
-                   schedule.events.back().budget, " (plan at 12 x 512: ranks 8 to 32, 1.5 to 2 M parameters)\n");
+                   schedule.events.back().budget,
+                   options_.model.layers == 12 && options_.model.model_dim == 512
+                       ? " (the plan expects ranks 8 to 32 and 1.5 to 2 M parameters)\n"
+                       : "\n");
   }
   if (ewc_) {
     text += concat("EWC: ", ewc_->names().size(), " tensors protected, ", human_bytes(ewc_->bytes()),

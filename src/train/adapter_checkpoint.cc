@@ -66,7 +66,8 @@ std::vector<AdapterSpec> stored_adapter_specs(const Value& root, const std::vect
   for (const AdapterTarget& target : targets) known[target.module] = &target;
   std::vector<AdapterSpec> specs;
   std::set<std::string> seen;
-  for (const nlohmann::json& one : stored_description(root)["modules"]) {
+  const nlohmann::json description = stored_description(root);
+  for (const nlohmann::json& one : description["modules"]) {
     AdapterSpec spec;
     try {
       spec.module = one.at("module").get<std::string>();
@@ -94,7 +95,8 @@ std::vector<AdapterSpec> stored_adapter_specs(const Value& root, const std::vect
 
 std::vector<std::string> stored_beside(const Value& root) {
   std::vector<std::string> names;
-  for (const nlohmann::json& name : stored_description(root)["beside"]) {
+  const nlohmann::json description = stored_description(root);
+  for (const nlohmann::json& name : description["beside"]) {
     if (!name.is_string()) throw damaged("\"beside\" is not a list of names");
     names.push_back(name.get<std::string>());
   }

@@ -243,9 +243,11 @@ void Reporter::saved(const SaveResult& result) {
 void Reporter::pruned(const PruneResult& result, const AdapterSet& adapters, const std::vector<std::int64_t>& ranks) {
   const auto [least, most] = std::minmax_element(ranks.begin(), ranks.end());
   const std::string chart = adapters.rank_chart(ranks);
+  const bool planned = options_.model.layers == 12 && options_.model.model_dim == 512;
   log_info("adapters", "step ", result.step, ": ", result.ranks_before, " ranks pruned to ", result.ranks_after, " (budget ",
-           result.budget, "), from ", *least, " to ", *most, " per matrix (plan at 12 x 512: 8 to 32), ",
-           human_count(static_cast<std::uint64_t>(adapters.parameter_count())), " parameters (plan: 1.5 to 2 M)\n", chart);
+           result.budget, "), from ", *least, " to ", *most, " per matrix", planned ? " (plan: 8 to 32)" : "", ", ",
+           human_count(static_cast<std::uint64_t>(adapters.parameter_count())), " parameters",
+           planned ? " (plan: 1.5 to 2 M)" : "", "\n", chart);
   OrderedJson by_module = OrderedJson::object();
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     const std::string& module = adapters.adapters()[i].spec().module;

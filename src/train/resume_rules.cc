@@ -51,6 +51,8 @@ std::vector<Difference> fact_differences(const RunFacts& saved, const RunFacts& 
   // With an order file at either end the data are what it names; another file starts at its first line.
   if (saved.order_fingerprint.empty() && now.order_fingerprint.empty()) {
     text("training data (fingerprint)", saved.data_fingerprint, now.data_fingerprint, ResumeClass::kData);
+    text("data.replay (fingerprint of contents and shares)", saved.replay_fingerprint, now.replay_fingerprint,
+         ResumeClass::kOrder);
   }
   number("threads", saved.threads, now.threads, ResumeClass::kWarn);
   text("device", saved.device, now.device, ResumeClass::kWarn);
@@ -64,6 +66,7 @@ nlohmann::json RunFacts::save_state() const {
   return {{"effective_batch", effective_batch},
           {"total_steps", total_steps},
           {"data_fingerprint", data_fingerprint},
+          {"replay_fingerprint", replay_fingerprint},
           {"order_fingerprint", order_fingerprint},
           {"tokenizer_sha256", tokenizer_sha256},
           {"fisher_sha256", fisher_sha256},
@@ -77,6 +80,7 @@ void RunFacts::load_state(const nlohmann::json& state) {
   effective_batch = state.value("effective_batch", std::int64_t{0});
   total_steps = state.value("total_steps", std::int64_t{0});
   data_fingerprint = state.value("data_fingerprint", "");
+  replay_fingerprint = state.value("replay_fingerprint", "");
   order_fingerprint = state.value("order_fingerprint", "");
   tokenizer_sha256 = state.value("tokenizer_sha256", "");
   fisher_sha256 = state.value("fisher_sha256", "");

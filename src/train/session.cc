@@ -142,6 +142,7 @@ void Session::open_data() {
     validation_ = std::make_unique<Dataset>(data.val_manifests, std::vector<ReplayOptions>{}, data, options_.model, tokenizer_);
   }
   facts_.data_fingerprint = train_->fingerprint();
+  facts_.replay_fingerprint = train_->replay_fingerprint();
   if (!data.order_file.empty()) {
     order_ = read_order_file(data.order_file, *train_);
     facts_.order_fingerprint = order_->hash;

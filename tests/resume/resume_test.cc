@@ -10,6 +10,8 @@ namespace train_gpt_v2 {
 namespace {
 
 using testing::expect_resumes;
+using testing::expect_same_checkpoint;
+using testing::metrics_of;
 using testing::small_run;
 using testing::TemporaryFolder;
 using testing::train_here;
@@ -91,6 +93,26 @@ TEST(Resume, RefusesWhatWouldChangeTheMathematics) {
   }
   EXPECT_EQ(train_here(small_run({"train.seed=7"}), folder.file("run"), "auto", 3, {"order"}), ExitStatus::kOk);
   EXPECT_EQ(train_here(small_run({"train.seed=7", "train.grad_clip=0.1", "checkpoint.keep=5"}), folder.file("run"), "auto", 4), ExitStatus::kOk);
+}
+
+TEST(Resume, ReplayIsPartOfTheOrder) {
+  const TemporaryFolder folder;
+  const auto replay = [](const char* share, const char* manifest) {
+    return small_run({concat("data.replay=[{\"manifest\":\"", testing::data_path(concat("fixtures/data/", manifest)),
+                             "\",\"share\":", share, "}]")});
+  };
+  expect_resumes(replay("0.25", "val_pairs.jsonl"), {3, 7});
+  ASSERT_EQ(train_here(replay("0.25", "val_pairs.jsonl"), folder.file("run"), "auto", 2), ExitStatus::kOk);
+  for (const Options& changed : {replay("0.5", "val_pairs.jsonl"), replay("0.25", "train_pairs.jsonl"), small_run()}) {
+    try {
+      train_here(changed, folder.file("run"), "auto", 3);
+      FAIL() << "accepted";
+    } catch (const Error& error) {
+      EXPECT_NE(error.report().find("--allow-change order"), std::string::npos) << error.report();
+    }
+  }
+  EXPECT_EQ(train_here(replay("0.5", "val_pairs.jsonl"), folder.file("run"), "auto", 3, {"order"}), ExitStatus::kOk);
+  EXPECT_EQ(train_here(small_run(), folder.file("run"), "auto", 4, {"order"}), ExitStatus::kOk);
 }
 
 TEST(Resume, NoneIsRefusedWhereCheckpointsAre) {

@@ -83,7 +83,10 @@ class Dataset {
   std::uint64_t bad_at_open() const;
 
   // SHA-256 over the manifests' contents and every setting that changes samples; moving the folder leaves it equal.
+  // Replay manifests are not in it: they belong to the order of samples.
   const std::string& fingerprint() const;
+  // SHA-256 over contents and shares of the replay manifests; "" without any.
+  std::string replay_fingerprint() const;
 
  private:
   struct Outcome;
@@ -98,6 +101,7 @@ class Dataset {
   void append_condition(const PairEntry& entry, const PairRecord& record, Batch& batch) const;
   void append_features(const PairEntry& entry, const PairRecord& record, Batch& batch) const;
   void build_lookup() const;
+  std::string manifest_line(std::size_t manifest) const;  // of a fingerprint
 
   ModelOptions model_;
   std::string on_overlong_;
@@ -109,6 +113,7 @@ class Dataset {
   std::int64_t text_limit_ = 0, code_limit_ = 0;
   PairIndex index_;
   std::vector<SampleGroup> groups_;
+  std::size_t epoch_manifests_ = 0;  // the first of the index; the rest are replay manifests
   std::uint64_t records_ = 0;
   std::vector<DropReason> dropped_;
   std::vector<std::pair<std::uint64_t, std::uint32_t>> dropped_ids_;  // id hash, number into dropped_

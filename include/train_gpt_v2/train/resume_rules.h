@@ -20,6 +20,7 @@ struct RunFacts {
   std::int64_t effective_batch = 0;  // batch_size * grad_accumulation
   std::int64_t total_steps = 0;
   std::string data_fingerprint;
+  std::string replay_fingerprint;  // of data.replay, "" without it
   std::string order_fingerprint;  // of the order file's content, "" without one
   std::string tokenizer_sha256;
   std::string fisher_sha256;  // of ewc.fisher, "" without EWC

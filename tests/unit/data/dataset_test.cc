@@ -335,6 +335,14 @@ TEST(Dataset, ReplayManifestsFormGroupsBehindTheEpoch) {
   EXPECT_EQ(data.info(2).group, 1u);
   EXPECT_EQ(data.id(2), "r1");
   EXPECT_EQ(data.fingerprint(), Dataset({own}, {}, {}, short_model()).fingerprint()) << "replay belongs to the order";
+  EXPECT_EQ(Dataset({own}, {}, {}, short_model()).replay_fingerprint(), "");
+  const std::string replay = data.replay_fingerprint();
+  EXPECT_EQ(replay.size(), 64u);
+  EXPECT_NE(Dataset({own}, {{more, 0.5}}, {}, short_model()).replay_fingerprint(), replay) << "another share";
+  const std::string copy = testing::write_manifest(folder, "copy.jsonl", {{50, 1}, {3, 3}}, "r");
+  EXPECT_EQ(Dataset({own}, {{copy, 0.25}}, {}, short_model()).replay_fingerprint(), replay) << "same content elsewhere";
+  const std::string other = testing::write_manifest(folder, "other.jsonl", {{50, 1}, {4, 3}}, "r");
+  EXPECT_NE(Dataset({own}, {{other, 0.25}}, {}, short_model()).replay_fingerprint(), replay) << "another content";
 }
 
 TEST(Dataset, FingerprintFollowsContentNotPlace) {
