@@ -236,9 +236,13 @@ void Trainer::sample() {
   TrainingSamples samples;
   {
     std::optional<Ema::ScopedSwap> averaged;
-    if (parts_.core.ema) averaged.emplace(*parts_.core.ema);
+    if (parts_.core.ema) {
+      averaged.emplace(*parts_.core.ema);
+      parts_.engine.parameters_changed();
+    }
     samples = parts_.sampler->run(state_.step, [this] { return stop_asked(); });
   }
+  if (parts_.core.ema) parts_.engine.parameters_changed();
   parts_.reporter.samples(state_.step, parts_.core.ema ? "ema" : "raw", samples);
 }
 

@@ -1,6 +1,8 @@
 #pragma once
 // Files made from the fixtures' model: Fisher information over its GPT part, and the model with fewer text rows.
 
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "support/test_files.h"
@@ -27,6 +29,22 @@ inline std::string write_fixture_fisher(const std::string& path, double weight_s
   FisherAccumulator accumulator(std::move(parameters));
   accumulator.add(1, 1);
   write_fisher(path, accumulator.finish());
+  return path;
+}
+
+// The fixtures' training pairs with the features of their prompts, for online conditioning; all paths absolute.
+inline std::string write_online_pairs(const std::string& path) {
+  const std::string folder = data_path("fixtures/data/");
+  std::ifstream in(folder + "train_pairs.jsonl");
+  std::ofstream out(path);
+  for (std::string line; std::getline(in, line);) {
+    nlohmann::json pair = nlohmann::json::parse(line);
+    pair["prompt_features_path"] = "features/" + pair.at("prompt_id").get<std::string>() + ".npy";
+    for (auto& [key, value] : pair.items()) {
+      if (key.ends_with("_path")) value = folder + value.get<std::string>();
+    }
+    out << pair.dump() << "\n";
+  }
   return path;
 }
 
