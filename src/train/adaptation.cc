@@ -44,7 +44,11 @@ Adaptation::Adaptation(UnifiedVoice& model, const Options& options, const Value*
   }
   const std::vector<AdapterTarget> targets = adapter_targets(model);
   if (checkpoint) {
-    adapters_ = std::make_unique<AdapterSet>(stored_adapter_specs(*checkpoint, targets), targets);
+    const std::vector<AdapterSpec> specs = stored_adapter_specs(*checkpoint, targets);
+    if (adapter_kind_name(specs.front().kind) != options.peft.method) {
+      throw Error("CKP007", "a checkpoint's adapters are of another kind than its configuration says");
+    }
+    adapters_ = std::make_unique<AdapterSet>(specs, targets);
   } else if (!options.init.peft_adapter.empty()) {
     adapters_ = continue_folder(model, options);
   } else {

@@ -276,7 +276,9 @@ void restore_training_state(const Value& root, CheckpointParts& parts, bool grou
     throw Error("CKP007", "a checkpoint's state cannot be read").at("train_gpt_v2.state").detail(failure.what());
   }
   const bool adapted = is_adapter_checkpoint(root);
-  TGV2_CHECK(adapted == (parts.adaptation.adapters() != nullptr));  // the resume rules refuse the rest
+  if (adapted != (parts.adaptation.adapters() != nullptr)) {  // the resume rules refused what the configurations say
+    throw Error("CKP007", "a checkpoint's tensors and its configuration disagree about adapters");
+  }
   if (adapted) {
     load_base_model(parts.model, root, "checkpoint");
   } else {
