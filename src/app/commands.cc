@@ -9,6 +9,7 @@
 #include "train_gpt_v2/app/eval_command.h"
 #include "train_gpt_v2/app/explain_command.h"
 #include "train_gpt_v2/app/export_command.h"
+#include "train_gpt_v2/app/extend_vocab_command.h"
 #include "train_gpt_v2/app/fisher_command.h"
 #include "train_gpt_v2/app/inspect_command.h"
 #include "train_gpt_v2/app/report_command.h"
@@ -311,6 +312,28 @@ void add_sample(CLI::App& app, ExitStatus& status) {
   });
 }
 
+void add_extend_vocab(CLI::App& app) {
+  struct Arguments : Common {
+    ExtensionRequest request;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("extend-vocab", "append pieces for a new language to a tokenizer");
+  command->add_option("--base", arguments->request.base, "SentencePiece BPE model to extend")->required();
+  command->add_option("--text", arguments->request.texts, "texts, one utterance a line, or manifests (*.jsonl); FILE::am")
+      ->required();
+  command->add_option("--size", arguments->request.size, "pieces of the result, e.g. 24000")->required();
+  command->add_option("--output", arguments->request.output, "the model to write")->required();
+  arguments->add_json(*command);
+  arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 extend-vocab --base bpe.model --text train_pairs.jsonl --size 24000 --output am.model\n"
+                  "Every Ethiopic character, digit, capital letter and punctuation mark gets a piece, the rest are merges of\n"
+                  "the texts. Ids and splits of the base stay as they are; nothing is written unless that is proven.");
+  command->callback([arguments] {
+    arguments->apply_logging();
+    run_extend_vocab(arguments->request, arguments->json, std::cout);
+  });
+}
+
 void add_inspect(CLI::App& app) {
   struct Arguments : Common {
     std::vector<std::string> files;
@@ -371,6 +394,7 @@ void add_commands(CLI::App& app, ExitStatus& status) {
   add_sample(app, status);
   add_inspect(app);
   add_export(app);
+  add_extend_vocab(app);
   add_fisher(app, status);
   add_report(app);
   add_config_commands(app);

@@ -86,6 +86,14 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"TOK004", kConfig, "the tokenizer does not extend the base tokenizer",
      "Pieces of data.base_tokenizer have other ids in data.tokenizer, so the base model's rows would belong to other pieces. "
      "Extend the base model (new pieces are appended), or name the tokenizer the base model was trained with."},
+    {"TOK010", kBadData, "a tokenizer model cannot be extended",
+     "extend-vocab appends to SentencePiece BPE models without byte pieces, such as IndexTTS2's bpe.model."},
+    {"TOK011", kConfig, "the size asked of extend-vocab cannot be reached",
+     "--size is the number of pieces of the result. It must hold the base's pieces and every character, and the texts must "
+     "give enough merges for the rest; the message says what is possible."},
+    {"TOK012", kBadData, "a text for extend-vocab cannot be used",
+     "Texts are UTF-8 with one utterance a line, or manifests (*.jsonl) with target_text or text."},
+    {"TOK013", kBadData, "words would keep an unknown piece", "Clean the words that are named from the texts."},
     // --- CKP: checkpoints and weights
     {"CKP001", kBadData, "a checkpoint or weight file is damaged",
      "Structure or checksums do not hold. `train_gpt_v2 inspect --verify FILE` names the damaged record."},

@@ -156,6 +156,12 @@ TokenizerModelFacts scan_tokenizer_model(std::string_view bytes, const std::stri
       if (field.wire != 2) damaged(path, "its list of pieces is malformed");
       if (++facts.pieces > kMaxPieces) damaged(path, "it has more than 100,000 pieces");
       scan_piece(field.bytes, facts.pieces - 1, path);
+    } else if (field.number == 2 && field.wire == 2) {  // trainer_spec
+      WireReader spec(field.bytes, path);
+      WireReader::Field entry;
+      while (spec.next(entry)) {
+        if (entry.number == 3 && entry.wire == 0) facts.model_type = static_cast<int>(entry.value & 0xFF);
+      }
     } else if (field.number == 3 || field.number == 5) {  // normalizer_spec, denormalizer_spec
       if (field.wire != 2) damaged(path, "its normaliser settings are malformed");
       WireReader spec(field.bytes, path);

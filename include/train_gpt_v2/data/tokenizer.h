@@ -49,6 +49,7 @@ class Tokenizer {
 struct TokenizerModelFacts {
   std::size_t pieces = 0;
   std::size_t charsmap_bytes = 0;
+  int model_type = 1;  // TrainerSpec::ModelType: 1 unigram, 2 BPE
 };
 TokenizerModelFacts scan_tokenizer_model(std::string_view bytes, const std::string& path);
 
