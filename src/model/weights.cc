@@ -200,6 +200,11 @@ const Value& find_model_dict(const Value& root, const std::string& source) {
         .fix("train_gpt_v2 merge --checkpoint FILE --output merged_final.pth, then use that file");
   }
   const Value* inner = root.find("model");
+  if (!inner && root.is_dict() && root.contains("adapter")) {
+    throw Error("CKP022", "this checkpoint holds adapters without the weights they change")
+        .where(source)
+        .fix("merge them into their base with the tool that made them, then use that file");
+  }
   const Value& dict = inner && inner->is_dict() ? *inner : root;
   if (!dict.is_dict()) {
     throw Error("CKP003", concat("a dict of tensors was expected, the file holds a ", dict.kind_name()))

@@ -153,6 +153,7 @@ TEST(LoadState, RefusalsLeaveTheModelAlone) {
   EXPECT_EQ(code_of(model, with(dict, "lang_embedding.weight", small)), "CKP021");
   EXPECT_EQ(code_of(model, root_of("peft/dora/adapter_model.safetensors")), "CKP022");
   EXPECT_EQ(code_of(model, Value::dict().set("base_model", dict).set("adapter", Value::dict())), "CKP022");
+  EXPECT_EQ(code_of(model, Value::dict().set("adapter", Value::dict()).set("step", 5)), "CKP022");
   EXPECT_EQ(code_of(model, Value::dict()), "CKP023");
   EXPECT_EQ(code_of(model, Value::dict().set("weight", small)), "CKP023");
   EXPECT_EQ(code_of(model, Value::list()), "CKP003");
