@@ -25,10 +25,10 @@ std::string language_problem(const std::string& language) {
 
 OptionRows data_rows() {
   return {
-      TGV2_OPTION(init.from, kWarn, "weights to start from: gpt.pth, a checkpoint or safetensors; null = fresh")
+      TGV2_OPTION(init.from, kFree, "weights to start from: gpt.pth, a checkpoint or safetensors; null = fresh")
           .path()
           .or_null(),
-      TGV2_OPTION(init.new_rows, kWarn, "how text rows that the start weights lack are made")
+      TGV2_OPTION(init.new_rows, kFree, "how text rows that the start weights lack are made")
           .choices({"romanised_mean", "subpiece_mean", "mean_noise", "random"}),
       TGV2_OPTION(init.peft_adapter, kWarn, "folder of a peft adapter that goes on top of the weights; null = none")
           .path()

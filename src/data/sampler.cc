@@ -237,7 +237,7 @@ PlanSettings PlanSettings::from(const Options& options) {
   settings.pool = options.sampler.pool;
   settings.drop_last = options.sampler.drop_last;
   settings.batch_size = options.train.batch_size;
-  settings.padded = options.train.layout == "padded";
+  settings.padded = settings.batch_tokens > 0 && options.train.layout == "padded";  // without a budget it has no part
   settings.seed = static_cast<std::uint64_t>(options.train.seed);
   for (const ReplayOptions& replay : options.data.replay) settings.replay_shares.push_back(replay.share);
   return settings;
