@@ -102,7 +102,8 @@ void add_event_line(ReportRun& run, std::int64_t step, const Json& line) {
   event.details = clean_text(join(details, ", "), 600);
   if (run.event_counts.size() < kMaxRows || run.event_counts.contains(event.name)) ++run.event_counts[event.name];
   // Saves come by the hundred: what follows on its like is counted, not listed.
-  if (!run.events.empty() && run.events.back().name == event.name && (event.name == "save" || event.name == "best")) {
+  const bool merged = event.name == "save" || event.name == "best" || event.name == "validation_cost";
+  if (merged && !run.events.empty() && run.events.back().name == event.name) {
     RunEvent& last = run.events.back();
     last.last_step = step, last.time = event.time, last.details = event.details;
     ++last.count;

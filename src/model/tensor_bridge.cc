@@ -24,6 +24,17 @@ constexpr std::array<std::pair<DType, at::ScalarType>, 11> kTypes{{{DType::kFloa
                                                                    {DType::kUInt16, at::kUInt16},
                                                                    {DType::kBool, at::kBool}}};
 
+constexpr std::size_t kWorthPinning = 1 << 20;
+
+// Copies from a GPU run several times faster into page-locked memory, which torch keeps for the next ones.
+at::Tensor on_host(const at::Tensor& tensor) {
+  if (tensor.is_cuda() && tensor.nbytes() >= kWorthPinning) {
+    at::Tensor host = at::empty(tensor.sizes(), tensor.options().device(at::kCPU).pinned_memory(true));
+    return host.copy_(tensor.detach());
+  }
+  return tensor.detach().to(at::kCPU);
+}
+
 }  // namespace
 
 at::ScalarType scalar_type(DType dtype) {
@@ -51,7 +62,7 @@ at::Tensor tensor_to_torch(const Tensor& tensor) {
 }
 
 Tensor torch_to_tensor(const at::Tensor& tensor) {
-  auto held = std::make_shared<const at::Tensor>(tensor.detach().to(at::kCPU));
+  auto held = std::make_shared<const at::Tensor>(on_host(tensor));
   Tensor out;
   out.dtype = dtype_of(held->scalar_type());
   out.shape = held->sizes().vec();

@@ -3,6 +3,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <cmath>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -18,7 +19,7 @@ namespace {
 
 // A host copy that nothing else writes to.
 Tensor owned_copy(const torch::Tensor& tensor) {
-  return torch_to_tensor(tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true).contiguous());
+  return torch_to_tensor(tensor.is_cpu() ? tensor.detach().clone(at::MemoryFormat::Contiguous) : tensor.detach());
 }
 
 // The same for every tensor of a tree whose tensors may be written to while it is being saved.
@@ -36,6 +37,11 @@ Value deep_copy(const Value& value) {
   Value copy = value.is_list() ? Value::list() : Value::tuple();
   for (const Value& item : value.items()) copy.push_back(deep_copy(item));
   return copy;
+}
+
+// Elsewhere what save_state() gives is a copy on the host already.
+bool computes_on_cpu(const CheckpointParts& parts) {
+  return parts.parameters.tensors.front().value.is_cpu();
 }
 
 Value manifest_list(const std::vector<PythonExtras::Manifest>& manifests) {
@@ -75,7 +81,9 @@ const char* amp_dtype(const std::string& precision) {
   return precision == "bf16" ? "bfloat16" : precision == "fp16" ? "float16" : "float32";
 }
 
-Value optional_number(const std::optional<double>& number) { return number ? Value(*number) : Value(); }
+Value optional_number(const std::optional<double>& number) {
+  return number ? Value(*number) : Value();
+}
 
 // Every tensor of the model from the file, names and shapes compared before any copy.
 void restore_model(const Value& root, UnifiedVoice& model) {
@@ -97,7 +105,8 @@ std::vector<std::string> parameter_names(const Value& model) {
 
 void restore_ema(const Value& root, CheckpointParts& parts, const nlohmann::json* ours) {
   if (!parts.ema) {
-    if (root.find("ema_state")) log_info("resume", "the checkpoint has an EMA, this run keeps none (ema.enabled false)");
+    if (root.find("ema_state"))
+      log_info("resume", "the checkpoint has an EMA, this run keeps none (ema.enabled false)");
     return;
   }
   const Value* shadows = root.find("ema_state");
@@ -111,6 +120,37 @@ void restore_ema(const Value& root, CheckpointParts& parts, const nlohmann::json
   parts.ema->load_state(*shadows, count, ours ? ours->value("ema_steps", count) : count);
 }
 
+// What an old checkpoint lacks starts anew, each with a line. A Python checkpoint may hold the values as plain keys.
+void restore_monitors(const Value& root, Monitors& monitors, nlohmann::json saved) {
+  const auto number = [&root](const char* key) -> nlohmann::json {
+    const Value* value = root.find(key);
+    if (value && value->is_int()) return value->as_int();
+    if (value && value->is_float() && std::isfinite(value->as_double())) return value->as_double();
+    return nullptr;
+  };
+  if (!saved.contains("best") && number("best_val_mel_loss").is_number()) {
+    saved["best"] = {{"mel_loss", number("best_val_mel_loss")}};
+  }
+  if (!saved.contains("patience_counter") && number("patience_counter").is_number_integer()) {
+    saved["patience_counter"] = number("patience_counter");
+    const nlohmann::json reference = number("early_stopping_reference");
+    saved["early_stopping_reference"] = reference.is_null() ? number("best_val_mel_loss") : reference;
+  }
+  if (!saved.contains("best")) {
+    log_info("resume", "the checkpoint has no best values: the first validation sets them");
+  }
+  if (!saved.contains("patience_counter")) {
+    log_info("resume", "the checkpoint has no early-stopping state: patience is counted from here");
+  }
+  try {
+    monitors.load_state(saved);
+  } catch (const nlohmann::json::exception& failure) {
+    throw Error("CKP007", "a checkpoint's state cannot be read")
+        .at("best and early-stopping values")
+        .detail(failure.what());
+  }
+}
+
 }  // namespace
 
 // --- writing ----------------------------------------------------------------------------------------------------------
@@ -121,7 +161,8 @@ void SnapshotMaker::add_weights(Value& root, const CheckpointParts& parts) {
   if (adapters) root.set("adapter", deep_copy(adapters->save_state()));
 }
 
-Value SnapshotMaker::model_state(const CheckpointParts& parts) {
+const Value& SnapshotMaker::model_state(const CheckpointParts& parts) {
+  if (model_state_) return *model_state_;
   std::unordered_set<std::string> training;
   for (const TrainableTensor& tensor : parts.parameters.tensors) training.insert(tensor.name);
   std::unordered_map<std::string, torch::Tensor> bases;  // W0: the weights themselves hold W'
@@ -141,7 +182,19 @@ Value SnapshotMaker::model_state(const CheckpointParts& parts) {
     }
     state.set(entry.name, frozen_host_copies_.at(entry.name));
   }
-  return state;
+  return model_state_.emplace(std::move(state));
+}
+
+const Value& SnapshotMaker::ema_state(const CheckpointParts& parts) {
+  if (ema_state_) return *ema_state_;
+  const Value shadows = parts.ema->save_state();
+  const bool live = computes_on_cpu(parts) || parts.options.ema.device == "cpu";
+  return ema_state_.emplace(live ? deep_copy(shadows) : shadows);
+}
+
+void SnapshotMaker::forget_copies() {
+  model_state_.reset();
+  ema_state_.reset();
 }
 
 Value SnapshotMaker::training_checkpoint(const CheckpointParts& parts, const PythonExtras& extras,
@@ -164,7 +217,8 @@ Value SnapshotMaker::training_checkpoint(const CheckpointParts& parts, const Pyt
 
   Value root = Value::dict();
   add_weights(root, parts);
-  root.set("optimizer", deep_copy(parts.optimizer.save_state(next_factor)));
+  const Value moments = parts.optimizer.save_state(next_factor);
+  root.set("optimizer", computes_on_cpu(parts) ? deep_copy(moments) : moments);
   root.set("scheduler", scheduler_state(parts.parameters, state.step, next_factor));
   root.set("scaler", parts.scaler ? parts.scaler->save_state() : Value());
   root.set("epoch", state.cursor.epoch);
@@ -179,7 +233,7 @@ Value SnapshotMaker::training_checkpoint(const CheckpointParts& parts, const Pyt
   root.set("grad_accumulation", parts.options.train.grad_accumulation);
   root.set("pytorch_version", TORCH_VERSION);
   if (parts.ema) {
-    root.set("ema_state", deep_copy(parts.ema->save_state()));
+    root.set("ema_state", ema_state(parts));
     root.set("ema_updates", parts.ema->updates());
   }
   root.set("best_val_mel_loss", optional_number(parts.monitors.best("mel_loss")));
@@ -216,7 +270,7 @@ Value SnapshotMaker::best_checkpoint(const CheckpointParts& parts, const Improve
   }
   Value root = Value::dict();
   add_weights(root, parts);
-  if (parts.ema) root.set("ema_state", deep_copy(parts.ema->save_state()));
+  if (parts.ema) root.set("ema_state", ema_state(parts));
   root.set("epoch", parts.state.epoch);
   root.set("step", parts.state.step);
   root.set("val_mel_loss", val_mel_loss);
@@ -248,6 +302,22 @@ nlohmann::json stored_json(const Value& root, const char* key) {
   return json;
 }
 
+// The place in our own plan that the keys of the Python trainer point at: same epoch, as many samples consumed.
+BatchCursor plain_position(const Value& root, const Options& options) {
+  const std::int64_t epoch = root.find("epoch") ? root.at("epoch").as_int("epoch") : 0;
+  const std::int64_t batch_idx = root.find("batch_idx") ? root.at("batch_idx").as_int("batch_idx") : 0;
+  const Value* batch_size = root.find("batch_size");
+  const std::int64_t theirs = batch_size && batch_size->is_int() ? batch_size->as_int() : options.train.batch_size;
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;
+  if (epoch < 0 || batch_idx < 0 || theirs <= 0 || epoch > kMost || batch_idx > kMost || theirs > kMost) {
+    throw Error("CKP007", "the checkpoint's counters are out of range").at("epoch, batch_idx, batch_size");
+  }
+  BatchCursor place;
+  place.epoch = static_cast<std::uint64_t>(epoch);
+  place.batch = static_cast<std::uint64_t>(batch_idx * theirs / options.train.batch_size);
+  return place;
+}
+
 }  // namespace
 
 RunFacts stored_facts(const Value& root) {
@@ -264,11 +334,17 @@ const Value* stored_ewc(const Value& root) {
 void restore_training_state(const Value& root, CheckpointParts& parts, bool groups_changed) {
   const std::int64_t version = root.at("train_gpt_v2").at("format_version").as_int();
   if (version > kCheckpointFormatVersion) {
-    throw Error("CKP006", concat("this checkpoint has format ", version, "; this program reads up to ",
-                                 kCheckpointFormatVersion))
+    throw Error("CKP006",
+                concat("this checkpoint has format ", version, "; this program reads up to ", kCheckpointFormatVersion))
         .fix("update train_gpt_v2");
   }
-  const nlohmann::json state = stored_json(root, "state");
+  nlohmann::json state = stored_json(root, "state");
+  if (!state.contains("cursor")) {
+    const BatchCursor place = plain_position(root, parts.options);
+    state["cursor"] = place.save_state();
+    log_info("resume", "the checkpoint has no sampler state: epoch ", place.epoch, " goes on from batch ", place.batch,
+             " and may repeat or miss samples");
+  }
   TrainState restored;
   try {
     restored.load_state(state);
@@ -290,11 +366,7 @@ void restore_training_state(const Value& root, CheckpointParts& parts, bool grou
   restore_ema(root, parts, &state);
   const Value* scaler = root.find("scaler");
   if (parts.scaler && scaler && scaler->is_dict()) parts.scaler->load_state(*scaler);
-  if (restored.monitors.empty()) {
-    log_info("resume", "the checkpoint has no best values: the first validation sets them");
-  } else {
-    parts.monitors.load_state(restored.monitors);
-  }
+  restore_monitors(root, parts.monitors, restored.monitors);
   parts.state = std::move(restored);
 }
 
@@ -307,19 +379,13 @@ void restore_python_state(const Value& root, CheckpointParts& parts) {
   if (const Value* scaler = root.find("scaler"); parts.scaler && scaler && scaler->is_dict()) {
     parts.scaler->load_state(*scaler);
   }
+  restore_monitors(root, parts.monitors, nlohmann::json::object());
   TrainState state;
   state.step = root.at("step").as_int("step");
+  if (state.step < 0) throw Error("CKP007", "the checkpoint's counters are out of range").at("step");
   state.windows = state.step;
-  const std::int64_t epoch = root.find("epoch") ? root.at("epoch").as_int("epoch") : 0;
-  const std::int64_t batch_idx = root.find("batch_idx") ? root.at("batch_idx").as_int("batch_idx") : 0;
-  const Value* batch_size = root.find("batch_size");
-  const std::int64_t theirs = batch_size && batch_size->is_int() ? batch_size->as_int() : options.train.batch_size;
-  if (state.step < 0 || epoch < 0 || batch_idx < 0 || theirs <= 0) {
-    throw Error("CKP007", "the checkpoint's counters are out of range").at("step, epoch, batch_idx, batch_size");
-  }
-  state.epoch = epoch;
-  state.cursor.epoch = static_cast<std::uint64_t>(epoch);
-  state.cursor.batch = static_cast<std::uint64_t>(batch_idx * theirs / options.train.batch_size);
+  state.cursor = plain_position(root, options);
+  state.epoch = static_cast<std::int64_t>(state.cursor.epoch);
   parts.state = std::move(state);
 }
 

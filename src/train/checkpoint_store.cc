@@ -30,7 +30,8 @@ bool is_checkpoint_name(const std::string& name) {
 }
 
 bool same_file(const std::string& a, const std::string& b) {
-  struct stat x {}, y {};
+  struct stat x {
+  }, y{};
   return ::stat(a.c_str(), &x) == 0 && ::stat(b.c_str(), &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
@@ -40,7 +41,9 @@ std::int64_t step_inside(const Value& root) {
   return step->as_int();
 }
 
-bool is_ours(const Value& root) { return root.find("train_gpt_v2") != nullptr; }
+bool is_ours(const Value& root) {
+  return root.find("train_gpt_v2") != nullptr;
+}
 
 }  // namespace
 
@@ -58,14 +61,16 @@ CheckpointStore::~CheckpointStore() {
   thread_.join();
 }
 
-std::string CheckpointStore::step_file_name(std::int64_t step) { return concat("model_step", step, ".pth"); }
+std::string CheckpointStore::step_file_name(std::int64_t step) {
+  return concat("model_step", step, ".pth");
+}
 
 void CheckpointStore::submit(SaveJob job, bool wait_for_it) {
   wait_for_it |= !options_.background;
-  wait();
+  wait_for_other_steps(job.step);
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    queued_ = std::move(job);
+    queued_.push_back(std::move(job));
     changed_.notify_all();
   }
   if (wait_for_it) wait();
@@ -80,14 +85,22 @@ void CheckpointStore::submit(SaveJob job, bool wait_for_it) {
   }
 }
 
+void CheckpointStore::wait_for_other_steps(std::int64_t step) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait(lock, [this, step] {
+    return (queued_.empty() || queued_.front().step == step) && writing_.value_or(step) == step;
+  });
+}
+
 void CheckpointStore::wait() {
   std::unique_lock<std::mutex> lock(mutex_);
-  changed_.wait(lock, [this] { return !queued_ && !busy_; });
+  changed_.wait(lock, [this] { return queued_.empty() && !writing_; });
 }
 
 bool CheckpointStore::wait_for(double seconds) {
   std::unique_lock<std::mutex> lock(mutex_);
-  return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return !queued_ && !busy_; });
+  return changed_.wait_for(lock, std::chrono::duration<double>(seconds),
+                           [this] { return queued_.empty() && !writing_; });
 }
 
 std::vector<SaveResult> CheckpointStore::take_results() {
@@ -98,15 +111,15 @@ std::vector<SaveResult> CheckpointStore::take_results() {
 void CheckpointStore::worker() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (true) {
-    changed_.wait(lock, [this] { return queued_ || closing_; });
-    if (!queued_) return;
-    SaveJob job = std::move(*queued_);
-    queued_.reset();
-    busy_ = true;
+    changed_.wait(lock, [this] { return !queued_.empty() || closing_; });
+    if (queued_.empty()) return;
+    SaveJob job = std::move(queued_.front());
+    queued_.pop_front();
+    writing_ = job.step;
     lock.unlock();
     run(std::move(job));
     lock.lock();
-    busy_ = false;
+    writing_.reset();
     changed_.notify_all();
   }
 }
@@ -116,12 +129,12 @@ void CheckpointStore::run(SaveJob job) {
   SaveResult result;
   result.step = job.step;
   result.path = path_join(directory_, job.file_name);
+  result.stall_seconds = job.stall_seconds;
   try {
     result.bytes = torch_file_size(job.content);
     write_torch_file(result.path, job.content);
     if (job.is_step_checkpoint) {
-      publish_link(result.path, path_join(directory_, "latest.pt"));
-      publish_link(result.path, path_join(directory_, "latest.pth"));
+      point_latest(result.path);
       rotate(job.step);
     }
   } catch (const std::exception& failure) {
@@ -142,6 +155,18 @@ std::vector<std::int64_t> CheckpointStore::steps_on_disk() const {
   }
   std::sort(steps.begin(), steps.end());
   return steps;
+}
+
+void CheckpointStore::point_latest(const std::string& path) {
+  for (const char* name : {"latest.pt", "latest.pth"}) {
+    const std::string latest = path_join(directory_, name);
+    struct stat old {};
+    // A file under this name alone (copied here from a run of the Python trainer) may be what this run resumed from.
+    if (::lstat(latest.c_str(), &old) == 0 && S_ISREG(old.st_mode) && old.st_nlink == 1) {
+      read_tensor_file(path, /*verify=*/true);  // throws: then the old one stays
+    }
+    publish_link(path, latest);
+  }
 }
 
 void CheckpointStore::rotate(std::int64_t newest) {

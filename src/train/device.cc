@@ -4,6 +4,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
+#include <malloc.h>
+
 #include <cstdlib>
 
 #include "train_gpt_v2/core/error.h"
@@ -11,6 +13,7 @@
 
 #ifdef TGV2_CUDA_API
 #include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <cuda_runtime_api.h>
 #endif
 
@@ -54,7 +57,8 @@ at::Device choose_device(const std::string& name) {
   const int count = gpu_count();
   if (automatic) return count > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   if (index >= count) {
-    throw Error("GPU002", concat("no such GPU: ", name)).detail(concat("usable GPUs here: ", count))
+    throw Error("GPU002", concat("no such GPU: ", name))
+        .detail(concat("usable GPUs here: ", count))
         .fix("use --device auto or --device cpu; train_gpt_v2 --version tells whether this build has GPU support");
   }
   return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
@@ -80,6 +84,18 @@ void configure_compute(const TrainOptions& options, at::Device device) {
     at::globalContext().setDeterministicFillUninitializedMemory(false);
   }
   at::globalContext().setFloat32MatmulPrecision(options.tf32 ? "high" : "highest");
+}
+
+std::uint64_t allocated_bytes(at::Device device) {
+#ifdef TGV2_CUDA_API
+  if (device.is_cuda()) {
+    return static_cast<std::uint64_t>(
+        c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).allocated_bytes[0].current);
+  }
+#endif
+  (void)device;
+  const struct mallinfo2 heap = ::mallinfo2();
+  return heap.uordblks + heap.hblkhd;
 }
 
 }  // namespace train_gpt_v2

@@ -2,7 +2,6 @@
 
 #include <ATen/ops/_foreach_lerp.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "train_gpt_v2/core/error.h"
@@ -38,14 +37,6 @@ void Ema::update() {
     values.push_back(parameters_.tensors[i].value.detach().to(shadows_[i].device(), torch::kFloat32));
   }
   at::_foreach_lerp_(shadows_, values, weight);
-}
-
-std::size_t Ema::device_bytes() const {
-  std::size_t bytes = 0;
-  for (std::size_t i = 0; i < shadows_.size(); ++i) {
-    if (shadows_[i].device() == parameters_.tensors[i].value.device()) bytes += shadows_[i].nbytes();
-  }
-  return options_.device == "cpu" && !parameters_.tensors.empty() && !parameters_.tensors[0].value.is_cpu() ? 0 : bytes;
 }
 
 Value Ema::save_state() const {
@@ -125,6 +116,8 @@ Ema::ScopedSwap::ScopedSwap(Ema& ema) : ema_(ema) {
   ema_.swap();
 }
 
-Ema::ScopedSwap::~ScopedSwap() { ema_.swap(); }
+Ema::ScopedSwap::~ScopedSwap() {
+  ema_.swap();
+}
 
 }  // namespace train_gpt_v2

@@ -1,5 +1,7 @@
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/model/fused_gpt.h"
@@ -11,7 +13,10 @@ namespace {
 class FusedEngine final : public Engine {
  public:
   FusedEngine(UnifiedVoice& model, const Options& options, bool bf16, AdapterSet* adapters)
-      : options_(options.model), adapters_(adapters), fused_(options.model, pointers(model, options.model), how(options, bf16)) {}
+      : options_(options.model),
+        adapters_(adapters),
+        text_padding_(options.train.layout == "padded"),
+        fused_(options.model, pointers(model, options.model), how(options, bf16)) {}
 
   std::string name() const override { return "fused"; }
   void begin_window() override { fused_.begin_window(); }
@@ -64,11 +69,17 @@ class FusedEngine final : public Engine {
     out.text_tokens = losses.text_tokens;
     out.mel_tokens = losses.mel_tokens;
     out.positions = out.padded_positions = real_positions(batch, options_);
+    if (text_padding_) {  // the texts are as long as the longest; behind the codes nothing is computed
+      std::int64_t longest = 0;
+      for (std::int64_t i = 0; i < batch.count(); ++i) longest = std::max(longest, batch.text_length(i));
+      out.padded_positions += longest * batch.count() - static_cast<std::int64_t>(batch.text.size());
+    }
     return out;
   }
 
   ModelOptions options_;
   AdapterSet* adapters_;
+  bool text_padding_;
   FusedGpt fused_;
 };
 
@@ -80,7 +91,8 @@ std::string fused_obstacle(const Options& options, at::Device device, at::Scalar
   if (options.peft.enabled() && options.peft.lora_dropout > 0) {
     return "it reads adapted weights, and dropout acts between weight and adapter (peft.lora_dropout is set)";
   }
-  if (options.train.activation_checkpointing > 0) return "it keeps its activations (train.activation_checkpointing is set)";
+  if (options.train.activation_checkpointing > 0)
+    return "it keeps its activations (train.activation_checkpointing is set)";
   return "";
 }
 

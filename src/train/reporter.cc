@@ -19,8 +19,11 @@ namespace train_gpt_v2 {
 namespace {
 
 constexpr std::uint64_t kMaxMedia = 16ull << 20;  // a picture or sound that goes into the event file
+constexpr double kCostlyValidation = 0.02;
 
-double ratio(double part, double whole) { return whole > 0 ? part / whole : 0.0; }
+double ratio(double part, double whole) {
+  return whole > 0 ? part / whole : 0.0;
+}
 
 }  // namespace
 
@@ -82,7 +85,8 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   line["text_tokens"] = meters.text_tokens;
   line["mel_tokens"] = meters.mel_tokens;
   line["tokens_per_second"] = tokens_per_second;
-  line["padding_share"] = 1.0 - ratio(static_cast<double>(meters.positions), static_cast<double>(meters.padded_positions));
+  line["padding_share"] =
+      1.0 - ratio(static_cast<double>(meters.positions), static_cast<double>(meters.padded_positions));
   line["data_wait_share"] = ratio(meters.wait_seconds, meters.step_seconds);
   line["step_seconds"] = ratio(meters.step_seconds, steps);
   line["peak_memory_bytes"] = peak_memory_bytes(device_);
@@ -91,13 +95,15 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   for (const auto& [key, value] : more.items()) {
     if (value.is_number()) scalar(concat("train/", key), state.step, value.get<double>());
   }
-  for (const char* key : {"loss", "text_loss", "mel_loss", "mel_top1", "grad_norm", "clipped_share", "skipped_steps",
-                          "tokens_per_second", "padding_share", "data_wait_share", "step_seconds", "peak_memory_bytes"}) {
+  for (const char* key :
+       {"loss", "text_loss", "mel_loss", "mel_top1", "grad_norm", "clipped_share", "skipped_steps", "tokens_per_second",
+        "padding_share", "data_wait_share", "step_seconds", "peak_memory_bytes"}) {
     if (line.contains(key)) scalar(concat("train/", key), state.step, line[key].get<double>());
   }
   for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {
     scalar("lr/" + parameters_.groups[g].name, state.step, rates[g].get<double>());
-    if (parameters_.groups.size() > 1) scalar("grad_norm/" + parameters_.groups[g].name, state.step, last_clip_.by_group[g]);
+    if (parameters_.groups.size() > 1)
+      scalar("grad_norm/" + parameters_.groups[g].name, state.step, last_clip_.by_group[g]);
   }
   StepReport report;
   report.step = state.step;
@@ -112,7 +118,9 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   state.meters = TrainMeters{};
 }
 
-void Reporter::step_done(const TrainState& state) { progress_.step_done(state.step, state.epoch); }
+void Reporter::step_done(const TrainState& state) {
+  progress_.step_done(state.step, state.epoch);
+}
 
 void Reporter::status(const TrainState& state) {
   log_info("status", progress_.status(), ", ", human_duration(state.train_seconds), " of training");
@@ -124,28 +132,36 @@ void Reporter::validation(const TrainState& state, const EvaluatorOutput& output
     return;
   }
   for (const ValidationResult& result : output.results) {
-    OrderedJson line = {{"type", "validation"},          {"step", state.step},
-                        {"weights", result.weights},     {"split", result.split},
-                        {"text_loss", result.text_loss}, {"mel_loss", result.mel_loss},
-                        {"mel_top1", result.mel_top1},   {"text_tokens", result.text_tokens},
-                        {"mel_tokens", result.mel_tokens}, {"seconds", result.seconds}};
+    OrderedJson line = {{"type", "validation"},
+                        {"step", state.step},
+                        {"weights", result.weights},
+                        {"split", result.split},
+                        {"text_loss", result.text_loss},
+                        {"mel_loss", result.mel_loss},
+                        {"mel_top1", result.mel_top1},
+                        {"text_tokens", result.text_tokens},
+                        {"mel_tokens", result.mel_tokens},
+                        {"seconds", result.seconds}};
     if (result.split == "all") line["mel_top5"] = result.mel_top5;
     if (result.split == "all" && output.text_usage_gap) line["text_usage_gap"] = *output.text_usage_gap;
     metrics_.write(line);
     for (const char* key : {"text_loss", "mel_loss", "mel_top1", "mel_top5", "text_usage_gap"}) {
       if (line.contains(key)) {
-        scalar(concat("validation_", result.weights, "/", result.split == "all" ? "" : result.split + "/", key), state.step,
-               line[key].get<double>());
+        scalar(concat("validation_", result.weights, "/", result.split == "all" ? "" : result.split + "/", key),
+               state.step, line[key].get<double>());
       }
     }
     log_info("validation", "step ", state.step, "  ", result.weights, "  ", result.split, "  text ",
              fixed(result.text_loss, 4), "  mel ", fixed(result.mel_loss, 4), "  top1 ", fixed(result.mel_top1, 3),
-             result.split == "all" && output.text_usage_gap ? concat("  text-usage gap ", fixed(*output.text_usage_gap, 3)) : "");
+             result.split == "all" && output.text_usage_gap
+                 ? concat("  text-usage gap ", fixed(*output.text_usage_gap, 3))
+                 : "");
   }
   if (output.text_usage_gap && *output.text_usage_gap < options_.validation.gap_alarm &&
       state.step >= options_.optimizer.warmup_steps) {
     log_warning("validation", "the text makes almost no difference (gap ", fixed(*output.text_usage_gap, 4), " < ",
-                options_.validation.gap_alarm, "): the model may be ignoring it. Check that texts and codes belong together.");
+                options_.validation.gap_alarm,
+                "): the model may be ignoring it. Check that texts and codes belong together.");
   }
 }
 
@@ -223,11 +239,23 @@ void Reporter::sample_media(std::int64_t step, const TrainingSamples& samples) {
   }
 }
 
-void Reporter::best(std::int64_t step, const Improvement& improvement, const std::string& file) {
+void Reporter::validation_cost(const TrainState& state) {
+  const double share = ratio(state.validation_seconds, state.validation_seconds + state.train_seconds);
+  scalar("train/validation_share", state.step, share);
+  log_info("validation", "has taken ", human_duration(state.validation_seconds), " so far, ", fixed(100 * share, 1),
+           " % of the run's time",
+           share > kCostlyValidation ? " (validation.max_batches and validation.interval bound it)" : "");
+  event(state.step, "validation_cost", {{"seconds_so_far", state.validation_seconds}, {"share_of_time", share}});
+}
+
+void Reporter::best(std::int64_t step, const Improvement& improvement) {
+  const std::string file = improvement.metric.file_name();
   const std::string metric =
       improvement.metric.metric + (improvement.metric.split == "all" ? "" : "@" + improvement.metric.split);
-  log_info("validation", "new best ", metric, " ", fixed(improvement.value, 4), " (", improvement.weights, ") -> ", file);
-  event(step, "best", {{"metric", metric}, {"value", improvement.value}, {"weights", improvement.weights}, {"file", file}});
+  log_info("validation", "new best ", metric, " ", fixed(improvement.value, 4), " (", improvement.weights, ") -> ",
+           file);
+  event(step, "best",
+        {{"metric", metric}, {"value", improvement.value}, {"weights", improvement.weights}, {"file", file}});
 }
 
 void Reporter::saved(const SaveResult& result) {
@@ -236,8 +264,12 @@ void Reporter::saved(const SaveResult& result) {
     return;
   }
   log_info("checkpoint", "step ", result.step, " saved: ", result.path, " (", human_bytes(result.bytes), ", ",
-           human_duration(result.seconds), ")");
-  event(result.step, "save", {{"path", result.path}, {"bytes", result.bytes}, {"seconds", result.seconds}});
+           human_duration(result.seconds), "; training stood still for ", human_duration(result.stall_seconds), ")");
+  event(result.step, "save",
+        {{"path", result.path},
+         {"bytes", result.bytes},
+         {"seconds", result.seconds},
+         {"stall_seconds", result.stall_seconds}});
 }
 
 void Reporter::pruned(const PruneResult& result, const AdapterSet& adapters, const std::vector<std::int64_t>& ranks) {

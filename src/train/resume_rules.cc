@@ -16,16 +16,25 @@ struct Difference {
 
 const char* reason(ResumeClass resume) {
   switch (resume) {
-    case ResumeClass::kNever: return "the weights of the checkpoint belong to it";
-    case ResumeClass::kBatch: return "the optimiser's moments were gathered with the other batch";
-    case ResumeClass::kOrder: return "the rest of the epoch would come in another order";
-    case ResumeClass::kData: return "the position in the epoch counts samples of the other data";
-    case ResumeClass::kGroups: return "the optimiser's state belongs to the other groups";
-    case ResumeClass::kPrecision: return "the next steps would be computed differently";
-    case ResumeClass::kSchedule: return "the learning rate would jump";
-    case ResumeClass::kLoss: return "losses before and after could not be compared";
+    case ResumeClass::kNever:
+      return "the weights of the checkpoint belong to it";
+    case ResumeClass::kBatch:
+      return "the optimiser's moments were gathered with the other batch";
+    case ResumeClass::kOrder:
+      return "the rest of the epoch would come in another order";
+    case ResumeClass::kData:
+      return "the position in the epoch counts samples of the other data";
+    case ResumeClass::kGroups:
+      return "the optimiser's state belongs to the other groups";
+    case ResumeClass::kPrecision:
+      return "the next steps would be computed differently";
+    case ResumeClass::kSchedule:
+      return "the learning rate would jump";
+    case ResumeClass::kLoss:
+      return "losses before and after could not be compared";
     case ResumeClass::kWarn:
-    case ResumeClass::kFree: break;
+    case ResumeClass::kFree:
+      break;
   }
   return "";
 }
@@ -126,7 +135,6 @@ ResumeDecision compare_for_resume(const std::string& saved_config, const RunFact
     if (difference.resume != ResumeClass::kNever && allowed.count(name)) {
       decision.notes.push_back(values + " (allowed)");
       decision.data_changed |= difference.resume == ResumeClass::kData;
-      decision.order_changed |= difference.resume == ResumeClass::kOrder || difference.resume == ResumeClass::kBatch;
       decision.groups_changed |= difference.resume == ResumeClass::kGroups;
       continue;
     }

@@ -63,6 +63,7 @@ class Session {
   ParameterSet parameters_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<Ema> ema_;
+  std::uint64_t ema_device_bytes_ = 0;  // measured
   std::unique_ptr<GradScaler> scaler_;
   std::unique_ptr<Monitors> monitors_;
   std::unique_ptr<LearningRateSchedule> schedule_;
@@ -87,7 +88,8 @@ void Session::find_checkpoint() {
   if (request_.resume == "auto") {
     checkpoint_ = find_newest_checkpoint(directory_);
     if (!checkpoint_ && has_checkpoints(directory_)) {
-      throw Error("CKP012", "no checkpoint in the run directory can be used").where(directory_)
+      throw Error("CKP012", "no checkpoint in the run directory can be used")
+          .where(directory_)
           .fix("see the warnings above; restore one from a copy, or start anew in another --output-dir");
     }
   } else {
@@ -112,14 +114,20 @@ bool Session::already_done() {
   if (!file_exists(path)) return false;
   const auto done = nlohmann::json::parse(read_file(path, 1 << 16), nullptr, false);
   const std::int64_t goal = done.is_object() ? done.value("goal", std::int64_t{0}) : 0;
+  const bool stopped_early = done.is_object() && done.value("reason", "") == "early_stop";
+  const EarlyStoppingOptions& stopping = options_.early_stopping;
   if (goal_step_ > goal) {
     log_info("train", "DONE says the run ended at step ", goal, "; the goal is now ",
              goal_step_ < INT64_MAX ? concat("step ", goal_step_) : "further on", ", so it goes on");
-    remove_file(path);
-    return false;
+  } else if (stopped_early && (!stopping.enabled || stopping.patience > done.value("patience", stopping.patience))) {
+    log_info("train", "DONE says the run was stopped early; it has more patience now, so it goes on");
+  } else {
+    log_info("train", "nothing to do: ", path, " says that this run ",
+             stopped_early ? "was stopped early" : "reached its goal");
+    return true;
   }
-  log_info("train", "nothing to do: ", path, " says that this run reached its goal");
-  return true;
+  remove_file(path);
+  return false;
 }
 
 // --- data -------------------------------------------------------------------------------------------------------------
@@ -139,7 +147,8 @@ void Session::open_data() {
   train_ = std::make_unique<Dataset>(data.train_manifests, data.replay, data, options_.model, tokenizer_);
   const bool samples_pairs = options_.sampling.interval > 0;
   if ((options_.validation.interval > 0 || samples_pairs) && !data.val_manifests.empty()) {
-    validation_ = std::make_unique<Dataset>(data.val_manifests, std::vector<ReplayOptions>{}, data, options_.model, tokenizer_);
+    validation_ =
+        std::make_unique<Dataset>(data.val_manifests, std::vector<ReplayOptions>{}, data, options_.model, tokenizer_);
   }
   facts_.data_fingerprint = train_->fingerprint();
   facts_.replay_fingerprint = train_->replay_fingerprint();
@@ -167,12 +176,14 @@ void Session::plan_steps() {
   if (train.max_steps) goal_step_ = std::min(goal_step_, *train.max_steps);
   facts_.total_steps = options_.optimizer.total_steps.value_or(train.max_steps.value_or(by_data.value_or(0)));
   if (facts_.total_steps <= 0 && options_.optimizer.schedule != "constant") {
-    throw Error("CFG015", "the length of the schedule is not known: no optimizer.total_steps, train.max_steps or train.epochs")
+    throw Error("CFG015",
+                "the length of the schedule is not known: no optimizer.total_steps, train.max_steps or train.epochs")
         .fix("set optimizer.total_steps, or optimizer.schedule \"constant\"");
   }
   if (options_.optimizer.warmup_steps > facts_.total_steps && facts_.total_steps > 0) {
     log_warning("config", "optimizer.warmup_steps (", options_.optimizer.warmup_steps,
-                ") is longer than the whole schedule (", facts_.total_steps, " steps): the full learning rate is never reached");
+                ") is longer than the whole schedule (", facts_.total_steps,
+                " steps): the full learning rate is never reached");
   }
   facts_.effective_batch = train.batch_size * train.grad_accumulation;
 }
@@ -239,9 +250,12 @@ void Session::build_training() {
   if (kind_ == CheckpointKind::kPython && !options_.trainable.text_rows &&
       options_.model.text_rows() > options_.trainable.base_text_rows) {
     throw Error("CFG016", "choose trainable.text_rows to continue this run of the Python trainer")
-        .detail(concat("the model has ", options_.model.text_rows(), " text rows; the Python trainer masked the gradient of the first ",
+        .detail(concat("the model has ", options_.model.text_rows(),
+                       " text rows; the Python trainer masked the gradient of the first ",
                        options_.trainable.base_text_rows))
-        .fix("\"python_mask\" goes on as before, \"all\" trains every row, \"new_only\" keeps the base rows bit-identical");
+        .fix(
+            "\"python_mask\" goes on as before, \"all\" trains every row, \"new_only\" keeps the base rows "
+            "bit-identical");
   }
   if (kind_ == CheckpointKind::kOurs && options_.train.precision == "auto") {
     options_.train.precision = stored_facts(checkpoint_->file.root).precision;
@@ -260,7 +274,11 @@ void Session::build_training() {
   check_new_rows();
   optimizer_ = std::make_unique<AdamW>(parameters_, options_.optimizer);
   if (compute_ == at::kHalf) scaler_ = std::make_unique<GradScaler>();
-  if (options_.ema.enabled) ema_ = std::make_unique<Ema>(parameters_, options_.ema);
+  if (options_.ema.enabled) {
+    const std::uint64_t before = allocated_bytes(request_.device);
+    ema_ = std::make_unique<Ema>(parameters_, options_.ema);
+    ema_device_bytes_ = allocated_bytes(request_.device) - before;
+  }
   monitors_ = std::make_unique<Monitors>(options_.checkpoint, options_.early_stopping);
   schedule_ = std::make_unique<LearningRateSchedule>(options_.optimizer, facts_.total_steps);
   engine_ = make_engine(*model_, options_, compute_, engine_reason_, adaptation_->adapters());
@@ -298,7 +316,8 @@ void Session::check_new_rows() const {
 void Session::restore() {
   if (!checkpoint_) return;
   const Value& root = checkpoint_->file.root;
-  CheckpointParts parts{*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, state_, options_, facts_, *adaptation_};
+  CheckpointParts parts{*model_,    parameters_, *optimizer_, ema_.get(), scaler_.get(),
+                        *monitors_, state_,      options_,    facts_,     *adaptation_};
   if (kind_ == CheckpointKind::kPython) {
     restore_python_state(root, parts);
     log_info("resume", "the Python trainer's order of samples is not in its checkpoint: epoch ", state_.epoch,
@@ -318,11 +337,12 @@ void Session::restore() {
     log_info("resume", "the data changed: epoch ", state_.cursor.epoch, " begins");
     return;
   }
-  if (decision_.order_changed) {
-    const LoadedConfig before = load_config_json(stored_config(root), checkpoint_->path);
-    state_.cursor = sampler_->carry_over(state_.cursor, PlanSettings::from(before.options));
-    log_info("resume", "the order changed: the epoch's samples that were not consumed follow in the new order");
-  }
+  // Not only after --allow-change order: with a token budget the layout decides how many samples a batch takes.
+  const LoadedConfig before = load_config_json(stored_config(root), checkpoint_->path);
+  const PlanSettings previous = PlanSettings::from(before.options);
+  if (previous == sampler_->settings()) return;
+  state_.cursor = sampler_->carry_over(state_.cursor, previous);
+  log_info("resume", "the order changed: the epoch's samples that were not consumed follow in the new order");
 }
 
 // --- what is going to happen ------------------------------------------------------------------------------------------
@@ -331,23 +351,26 @@ void Session::banner() const {
   std::int64_t all = 0;
   for (const auto& parameter : model_->parameters()) all += parameter.numel();
   const auto count = [](std::int64_t n) { return human_count(static_cast<std::uint64_t>(n)); };
-  log_info("run", "device      ", describe_device(request_.device), ", ", facts_.precision, ", engine ", engine_->name(), " (", engine_reason_, ")");
+  log_info("run", "device      ", describe_device(request_.device), ", ", facts_.precision, ", engine ",
+           engine_->name(), " (", engine_reason_, ")");
   log_info("run", "parameters  ", count(all), ", trainable ", count(parameters_.trainable_count()));
   log_info("run", "groups\n", describe_groups(parameters_));
   if (const std::string text = adaptation_->describe(); !text.empty()) log_info("run", "adaptation\n", text);
-  log_info("run", "samples     ", count(static_cast<std::int64_t>(train_->epoch_size())), " of ", train_->records(), " records",
-           validation_ ? concat(", validation ", validation_->epoch_size()) : ", no validation");
+  log_info("run", "samples     ", count(static_cast<std::int64_t>(train_->epoch_size())), " of ", train_->records(),
+           " records", validation_ ? concat(", validation ", validation_->epoch_size()) : ", no validation");
   for (const DropReason& reason : train_->dropped()) {
-    log_info("run", "left out    ", reason.count, ": ", reason.reason, reason.examples.empty() ? "" : ", first " + reason.examples[0]);
+    log_info("run", "left out    ", reason.count, ": ", reason.reason,
+             reason.examples.empty() ? "" : ", first " + reason.examples[0]);
   }
   log_info("run", "batch       ", options_.train.batch_size, " x ", options_.train.grad_accumulation, " = ",
            facts_.effective_batch, " samples per step, layout ", options_.train.layout);
   if (sampler_) {
     const PlanStatistics plan = plan_statistics(*train_, sampler_->plan(state_.cursor.epoch));
-    log_info("run", "sampler     ", options_.sampler.mode, ": padding in a padded layout ", fixed(100 * plan.padding_share, 1),
-             " % (random batches ", fixed(100 * plan.random_padding_share, 1), " %), speakers per batch ",
-             fixed(plan.speakers_per_batch, 1), " (random ", fixed(plan.random_speakers_per_batch, 1),
-             "), length correlation of neighbours ", fixed(plan.length_correlation, 2));
+    log_info("run", "sampler     ", options_.sampler.mode, ": padding in a padded layout ",
+             fixed(100 * plan.padding_share, 1), " % (random batches ", fixed(100 * plan.random_padding_share, 1),
+             " %), speakers per batch ", fixed(plan.speakers_per_batch, 1), " (random ",
+             fixed(plan.random_speakers_per_batch, 1), "), length correlation of neighbours ",
+             fixed(plan.length_correlation, 2));
   }
   log_info("run", "steps       ", batches_per_epoch_ / options_.train.grad_accumulation, " per epoch, ",
            goal_step_ < INT64_MAX ? concat(goal_step_, " in all") : "until the data ends", ", schedule over ",
@@ -365,10 +388,12 @@ void Session::banner() const {
         .fix("free space, or choose another --output-dir");
   }
   if (ema_) {
-    log_info("run", "EMA         ", human_bytes(ema_->device_bytes()), " more on the device; a checkpoint grows by ",
-             human_bytes(static_cast<std::uint64_t>(parameters_.trainable_count()) * 4), " (",
-             fixed(100.0 * 4.0 * static_cast<double>(parameters_.trainable_count()) /
-                       static_cast<double>(size - static_cast<std::uint64_t>(parameters_.trainable_count()) * 4), 0), " %)");
+    const auto shadows = static_cast<std::uint64_t>(parameters_.trainable_count()) * 4;
+    const double growth = static_cast<double>(shadows) / static_cast<double>(size - shadows);
+    log_info("run", "EMA         ", human_bytes(ema_device_bytes_), " more on the device, measured (ema.device \"",
+             options_.ema.device, "\"; 4 bytes per trainable number are ", human_bytes(shadows),
+             "); a checkpoint grows by ", human_bytes(shadows), ", ", fixed(100 * growth, 1), " %",
+             growth > 0.1 ? " (the +5 % of adapters does not hold where whole tensors train)" : "");
     if (options_.ema.decay >= 1 - 1e-9 || 10.0 / (1 - options_.ema.decay) > static_cast<double>(facts_.total_steps)) {
       log_warning("ema", "decay ", options_.ema.decay, " averages over about ", fixed(1 / (1 - options_.ema.decay), 0),
                   " steps; a run of ", facts_.total_steps, " steps is short for it (0.999 fits better)");
@@ -396,8 +421,11 @@ ExitStatus Session::run() {
   if (request_.dry_run) return ExitStatus::kOk;
 
   std::unique_ptr<Evaluator> evaluator;
-  if (validation_ && options_.validation.interval > 0) evaluator = std::make_unique<Evaluator>(*validation_, train_.get(), options_);
-  BatchLoader loader(*train_, make_sequence(), {options_.data.num_workers, options_.data.prefetch_batches, 0, 1}, state_.cursor);
+  if (validation_ && options_.validation.interval > 0) {
+    evaluator = std::make_unique<Evaluator>(*validation_, train_.get(), options_);
+  }
+  BatchLoader loader(*train_, make_sequence(), {options_.data.num_workers, options_.data.prefetch_batches, 0, 1},
+                     state_.cursor);
   CheckpointStore store(directory_, options_.checkpoint);
   Reporter reporter(directory_, options_, parameters_, request_.device, state_.step, goal_step_);
   PythonExtras extras;
@@ -406,22 +434,24 @@ ExitStatus Session::run() {
     for (std::size_t i = 0; i < dataset.index().manifests(); ++i) {
       PythonExtras::Manifest manifest{dataset.index().manifest_path(i), 0, {}};
       for (const PairEntry& entry : dataset.index().entries()) manifest.count += entry.manifest() == i;
-      if (!dataset.index().manifest_language(i).empty()) manifest.languages.push_back(dataset.index().manifest_language(i));
+      if (!dataset.index().manifest_language(i).empty())
+        manifest.languages.push_back(dataset.index().manifest_language(i));
       manifests.push_back(std::move(manifest));
     }
     return manifests;
   };
   extras.train = describe(*train_);
   if (validation_) extras.validation = describe(*validation_);
-  CheckpointParts parts{*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, state_, options_, facts_, *adaptation_};
+  CheckpointParts parts{*model_,    parameters_, *optimizer_, ema_.get(), scaler_.get(),
+                        *monitors_, state_,      options_,    facts_,     *adaptation_};
   reporter.event(state_.step, checkpoint_ ? "resume" : "start",
                  {{"from", checkpoint_ ? checkpoint_->path : options_.init.from}, {"build", request_.build}});
   checkpoint_.reset();  // unmaps the file
-  Trainer trainer({parts, *schedule_, *engine_, loader, evaluator.get(), sampler.get(), store, reporter, extras, directory_, request_.build,
-                   request_.max_steps, goal_step_});
+  Trainer trainer({parts, *schedule_, *engine_, loader, evaluator.get(), sampler.get(), store, reporter, extras,
+                   directory_, request_.build, request_.max_steps, goal_step_});
   const TrainOutcome outcome = trainer.run();
-  log_info("run", "stopped at step ", state_.step, "; continue with the same command; newest checkpoint: ",
-           path_join(directory_, "latest.pt"));
+  log_info("run", "stopped at step ", state_.step,
+           "; continue with the same command; newest checkpoint: ", path_join(directory_, "latest.pt"));
   return outcome.status;
 }
 
@@ -433,7 +463,8 @@ std::string find_resume_file(const std::string& name, const std::string& run_dir
   if (!bare || !file_exists(there)) return here;
   if (!file_exists(here)) return there;
   if (sha256_of_file(here) != sha256_of_file(there)) {
-    throw Error("CKP013", concat("\"", name, "\" exists in the working directory and in the run directory, and they differ"))
+    throw Error("CKP013",
+                concat("\"", name, "\" exists in the working directory and in the run directory, and they differ"))
         .detail(here)
         .detail(there)
         .fix("name the one you mean with its folder");
@@ -441,6 +472,8 @@ std::string find_resume_file(const std::string& name, const std::string& run_dir
   return there;
 }
 
-ExitStatus run_training(const SessionRequest& request) { return Session(request).run(); }
+ExitStatus run_training(const SessionRequest& request) {
+  return Session(request).run();
+}
 
 }  // namespace train_gpt_v2

@@ -10,6 +10,7 @@ nlohmann::json TrainState::save_state() const {
           {"cursor", cursor.save_state()},
           {"samples", samples},
           {"train_seconds", train_seconds},
+          {"validation_seconds", validation_seconds},
           {"validation_due", validation_due},
           {"meters", meters.save_state()},
           {"monitors", monitors},
@@ -25,6 +26,7 @@ void TrainState::load_state(const nlohmann::json& state) {
   cursor = BatchCursor::load_state(state.at("cursor"));
   samples = state.value("samples", std::int64_t{0});
   train_seconds = state.value("train_seconds", 0.0);
+  validation_seconds = state.value("validation_seconds", 0.0);
   validation_due = state.value("validation_due", false);
   meters.load_state(state.value("meters", nlohmann::json::object()));
   monitors = state.value("monitors", nlohmann::json::object());

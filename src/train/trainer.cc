@@ -15,7 +15,9 @@ namespace {
 // So many non-finite steps in a row are no accident.
 constexpr std::int64_t kMaxBadInARow = 5;
 
-bool due(std::int64_t step, std::int64_t interval) { return interval > 0 && step % interval == 0; }
+bool due(std::int64_t step, std::int64_t interval) {
+  return interval > 0 && step % interval == 0;
+}
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -32,8 +34,14 @@ Trainer::Trainer(TrainerParts parts)
       last_saved_step_(state_.step) {}
 
 TrainOutcome Trainer::run() {
+  if (!parts_.core.parameters.tensors.front().value.is_cpu()) {
+    // The page-locked memory of the copies is made now, once, and not while the first save keeps training waiting.
+    snapshots_.training_checkpoint(parts_.core, parts_.extras, parts_.build, parts_.schedule.factor(state_.step));
+    snapshots_.forget_copies();
+  }
   if (state_.validation_due && parts_.evaluator) validate();
   if (parts_.sampler && parts_.sampler->missing(state_.step)) sample();
+  snapshots_.forget_copies();
   while (true) {
     if (const auto reason = reason_to_stop()) return finish(*reason);
     const auto begin = std::chrono::steady_clock::now();
@@ -157,7 +165,8 @@ void Trainer::skip_step(const Window& window, double norm, double loss) {
   ++state_.skipped;
   ++state_.meters.skipped;
   std::vector<std::string> ids;
-  for (const LoadedBatch& micro : window.micro_batches) ids.insert(ids.end(), micro.batch.ids.begin(), micro.batch.ids.end());
+  for (const LoadedBatch& micro : window.micro_batches)
+    ids.insert(ids.end(), micro.batch.ids.begin(), micro.batch.ids.end());
   log_warning("train", "step ", state_.step + 1, " skipped: loss ", loss, ", gradient norm ", norm,
               " is not finite; samples ", join(ids, " "));
   parts_.reporter.event(state_.step, "skip", {{"loss", loss}, {"grad_norm", norm}, {"ids", ids}});
@@ -174,7 +183,8 @@ void Trainer::do_what_is_due(bool last) {
   if (due(state_.step, options_.train.log_interval) && state_.meters.steps > 0) {
     parts_.reporter.train_line(state_, parts_.core.adaptation.measure());
   }
-  if (parts_.evaluator && last_validated_step_ != state_.step && (due(state_.step, options_.validation.interval) || last)) {
+  if (parts_.evaluator && last_validated_step_ != state_.step &&
+      (due(state_.step, options_.validation.interval) || last)) {
     validate();
   }
   for (const SaveResult& result : parts_.store.take_results()) parts_.reporter.saved(result);
@@ -188,10 +198,12 @@ void Trainer::do_what_is_due(bool last) {
   if (take_status_request()) parts_.reporter.status(state_);
   // Last: the checkpoint of this step is on its way meanwhile.
   if (parts_.sampler && last_sampled_step_ != state_.step && parts_.sampler->due(state_.step)) sample();
+  snapshots_.forget_copies();  // the next step changes the weights
 }
 
 void Trainer::validate() {
   const Progress::Phase phase(parts_.reporter.progress(), "validating");
+  const auto begin = std::chrono::steady_clock::now();
   last_validated_step_ = state_.step;
   state_.validation_due = true;
   const auto stop = [this] { return stop_asked(); };
@@ -210,21 +222,19 @@ void Trainer::validate() {
     }
     parts_.engine.parameters_changed();
   }
+  state_.validation_seconds += seconds_since(begin);
   if (stop_requested() != ExitStatus::kOk) return;  // done again by whoever continues this run
   state_.validation_due = false;
+  parts_.reporter.validation_cost(state_);
   const bool warmup_done = state_.step >= options_.optimizer.warmup_steps && parts_.core.adaptation.pruning_done();
   double val_mel_loss = results.front().mel_loss;
   for (const ValidationResult& result : results) {
     if (result.split == "all") val_mel_loss = std::min(val_mel_loss, result.mel_loss);
   }
   for (const Improvement& improvement : parts_.core.monitors.observe(results, warmup_done)) {
-    SaveJob job;
-    job.step = state_.step;
-    job.file_name = improvement.metric.file_name();
-    job.is_step_checkpoint = false;
-    job.content = snapshots_.best_checkpoint(parts_.core, improvement, val_mel_loss, parts_.build);
-    parts_.reporter.best(state_.step, improvement, job.file_name);
-    parts_.store.submit(std::move(job), /*wait=*/false);
+    parts_.reporter.best(state_.step, improvement);
+    submit(improvement.metric.file_name(), /*is_step_checkpoint=*/false, /*wait=*/false,
+           [&] { return snapshots_.best_checkpoint(parts_.core, improvement, val_mel_loss, parts_.build); });
   }
 }
 
@@ -251,21 +261,32 @@ bool Trainer::stop_asked() const {
   return stop_requested() != ExitStatus::kOk;
 }
 
-void Trainer::save(bool wait) {
-  const Progress::Phase phase(parts_.reporter.progress(), "saving");
+// Everything for which training stands still: the wait for the files of an earlier step, then the copies.
+void Trainer::submit(std::string file_name, bool is_step_checkpoint, bool wait,
+                     const std::function<Value()>& snapshot) {
   const auto begin = std::chrono::steady_clock::now();
+  parts_.store.wait_for_other_steps(state_.step);
   SaveJob job;
   job.step = state_.step;
-  job.file_name = CheckpointStore::step_file_name(state_.step);
+  job.file_name = std::move(file_name);
+  job.is_step_checkpoint = is_step_checkpoint;
+  job.content = snapshot();
+  job.stall_seconds = seconds_since(begin);
+  parts_.store.submit(std::move(job), wait);
+}
+
+void Trainer::save(bool wait) {
+  const Progress::Phase phase(parts_.reporter.progress(), "saving");
   parts_.extras.recent_checkpoints.clear();
   for (const std::int64_t step : parts_.store.steps_on_disk()) {
     parts_.extras.recent_checkpoints.push_back(path_join(parts_.run_directory, CheckpointStore::step_file_name(step)));
   }
-  job.content = snapshots_.training_checkpoint(parts_.core, parts_.extras, parts_.build, parts_.schedule.factor(state_.step));
   last_saved_step_ = state_.step;
-  last_save_ = begin;
-  parts_.store.submit(std::move(job), wait);
-  log_debug("checkpoint", "step ", state_.step, ": training stood still for ", human_duration(seconds_since(begin)));
+  last_save_ = std::chrono::steady_clock::now();
+  submit(CheckpointStore::step_file_name(state_.step), /*is_step_checkpoint=*/true, wait, [this] {
+    return snapshots_.training_checkpoint(parts_.core, parts_.extras, parts_.build,
+                                          parts_.schedule.factor(state_.step));
+  });
 }
 
 TrainOutcome Trainer::finish(StopReason reason) {
@@ -288,7 +309,8 @@ TrainOutcome Trainer::finish(StopReason reason) {
   const char* name = names[static_cast<int>(reason)];
   parts_.reporter.event(state_.step, reason == StopReason::kEarlyStop ? "early_stop" : "stop", {{"reason", name}});
   if (goal && status == ExitStatus::kOk) {
-    const nlohmann::ordered_json done = {{"reason", name}, {"step", state_.step}, {"goal", parts_.goal_step}};
+    nlohmann::ordered_json done = {{"reason", name}, {"step", state_.step}, {"goal", parts_.goal_step}};
+    if (reason == StopReason::kEarlyStop) done["patience"] = options_.early_stopping.patience;
     write_file_atomically(path_join(parts_.run_directory, "DONE"), done.dump() + "\n");
   }
   return {reason, status};

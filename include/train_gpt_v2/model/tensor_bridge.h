@@ -3,7 +3,8 @@
 //
 // tensor_to_torch: the result views the same bytes (often a read-only mapped file: never write to it) and keeps their
 // owner alive; strides are kept. torch_to_tensor: a CPU tensor is shared, so later in-place changes are seen; a tensor
-// on another device is copied to the host first. Errors: CKP003 for types that files cannot hold.
+// on another device is copied to the host first (page-locked memory for large ones on a GPU). Errors: CKP003 for types
+// that files cannot hold.
 
 #include <ATen/core/Tensor.h>
 

@@ -46,6 +46,8 @@ struct PythonExtras {
   std::vector<Manifest> train, validation;
 };
 
+// Copies of the training state. Files of one moment share them: what the first of them copied serves the others until
+// forget_copies(), which must come before the weights change. Not thread-safe; what was made may go to another thread.
 class SnapshotMaker {
  public:
   // Everything a resume needs. `next_factor` is the schedule's multiplier for the step that follows.
@@ -54,12 +56,15 @@ class SnapshotMaker {
   // {model (raw), ema_state, epoch, step, val_mel_loss, weights} (+ the metric's own name and value).
   Value best_checkpoint(const CheckpointParts& parts, const Improvement& improvement, double val_mel_loss,
                         const std::string& build);
+  void forget_copies();
 
  private:
   // "model", or "base_model" and "adapter" (train/adapter_checkpoint.h), into `root`.
   void add_weights(Value& root, const CheckpointParts& parts);
-  Value model_state(const CheckpointParts& parts);
-  Value frozen_host_copies_ = Value::dict();  // tensors that never change, copied from the device once
+  const Value& model_state(const CheckpointParts& parts);
+  const Value& ema_state(const CheckpointParts& parts);
+  Value frozen_host_copies_ = Value::dict();      // tensors that never change, copied from the device once
+  std::optional<Value> model_state_, ema_state_;  // of this moment
 };
 
 enum class CheckpointKind { kOurs, kPython, kWeights };

@@ -2,9 +2,14 @@
 // Checkpoint files in a run directory: writing (in the background, one in flight), the latest.* and best names,
 // rotation, and finding what to resume from (interface.md §1, §3).
 //
-// A checkpoint is one file model_step{N}.pth in torch.save format, published whole or not at all. An old one is deleted
-// only when `keep` newer ones exist (so never what the run resumed from before that) and the newest has been read back
-// and verified; best files, pinned steps and files that are not ours by name are never touched.
+// A checkpoint is one file model_step{N}.pth in torch.save format, published whole or not at all: its space is reserved
+// before the first byte. An old one is deleted only when `keep` newer ones exist (so never what the run resumed from
+// before that) and the newest has been read back and verified; a latest.* that is the only name of another checkpoint
+// is replaced only after the same check. Best files, pinned steps and files that are not ours by name are never
+// touched.
+//
+// One snapshot at a time: the files of one step share their tensors and are written one after the other; those of the
+// next step wait for the last of them, and none is skipped.
 //
 // Threads: one owner; the writer thread is internal. A failed save is reported, training goes on; the third in a row
 // makes submit() throw.
@@ -12,7 +17,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
+#include <deque>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -27,16 +32,18 @@ namespace train_gpt_v2 {
 // A file to write: a step checkpoint (latest.* follow it) or a best file.
 struct SaveJob {
   std::int64_t step = 0;
-  std::string file_name;     // within the run directory
+  std::string file_name;  // within the run directory
   bool is_step_checkpoint = true;
   Value content;             // owns its memory: nothing in it changes while it is written
+  double stall_seconds = 0;  // how long training stood still for it; only carried to the result
 };
 
 struct SaveResult {
   std::int64_t step = 0;
   std::string path;
   std::uint64_t bytes = 0;
-  double seconds = 0;
+  double seconds = 0;  // of writing
+  double stall_seconds = 0;
   std::string error;  // empty: done
 };
 
@@ -47,7 +54,9 @@ class CheckpointStore {
   CheckpointStore(const CheckpointStore&) = delete;
   CheckpointStore& operator=(const CheckpointStore&) = delete;
 
-  // Waits for an earlier save, then writes `job`: in the background unless options say otherwise or `wait` is set.
+  // Returns when no file of another step is left to write; call it before taking a snapshot of `step`.
+  void wait_for_other_steps(std::int64_t step);
+  // The same, then writes `job`: in the background unless options say otherwise or `wait` is set.
   // Throws IO002 after three failures in a row, or at once when `wait` is set and the save failed.
   void submit(SaveJob job, bool wait);
   void wait();                    // until nothing is in flight
@@ -60,6 +69,7 @@ class CheckpointStore {
 
  private:
   void run(SaveJob job);
+  void point_latest(const std::string& path);
   void rotate(std::int64_t newest);
   void worker();
 
@@ -67,8 +77,8 @@ class CheckpointStore {
   CheckpointOptions options_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::optional<SaveJob> queued_;
-  bool busy_ = false;
+  std::deque<SaveJob> queued_;           // all of one step
+  std::optional<std::int64_t> writing_;  // its step
   bool closing_ = false;
   int failures_in_a_row_ = 0;
   std::vector<SaveResult> results_;

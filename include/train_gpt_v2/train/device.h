@@ -3,6 +3,7 @@
 
 #include <torch/types.h>
 
+#include <cstdint>
 #include <string>
 
 #include "train_gpt_v2/config/options.h"
@@ -18,5 +19,8 @@ std::string describe_device(at::Device device);
 
 // Threads, TF32 and determinism switches; call once before the first tensor work.
 void configure_compute(const TrainOptions& options, at::Device device);
+
+// Bytes the process has in use there now: of the GPU's allocator, or of the heap.
+std::uint64_t allocated_bytes(at::Device device);
 
 }  // namespace train_gpt_v2

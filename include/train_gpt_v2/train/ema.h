@@ -24,7 +24,6 @@ class Ema {
   // raised to update_every.
   double decay_at(std::int64_t update) const;
   std::int64_t updates() const { return updates_; }
-  std::size_t device_bytes() const;  // extra memory on the tensors' device
 
   // {name: tensor}, shared not copied. Refused while swapped.
   Value save_state() const;

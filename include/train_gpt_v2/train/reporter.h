@@ -39,7 +39,8 @@ class Reporter {
   void status(const TrainState& state);                       // SIGUSR2: one log line now
   void validation(const TrainState& state, const EvaluatorOutput& output);
   void samples(std::int64_t step, const std::string& weights, const TrainingSamples& samples);
-  void best(std::int64_t step, const Improvement& improvement, const std::string& file);
+  void validation_cost(const TrainState& state);  // its share of the run's time so far
+  void best(std::int64_t step, const Improvement& improvement);
   void saved(const SaveResult& result);
   void event(std::int64_t step, const std::string& name, OrderedJson details = OrderedJson::object());
 

@@ -21,7 +21,7 @@ struct RunFacts {
   std::int64_t total_steps = 0;
   std::string data_fingerprint;
   std::string replay_fingerprint;  // of data.replay, "" without it
-  std::string order_fingerprint;  // of the order file's content, "" without one
+  std::string order_fingerprint;   // of the order file's content, "" without one
   std::string tokenizer_sha256;
   std::string fisher_sha256;  // of ewc.fisher, "" without EWC
   std::string precision;  // fp32, bf16, fp16
@@ -34,9 +34,8 @@ struct RunFacts {
 };
 
 struct ResumeDecision {
-  bool data_changed = false;    // the next epoch begins, with the new data
-  bool order_changed = false;   // the epoch's unconsumed samples follow in the new order
-  bool groups_changed = false;  // moments are kept by name, new tensors start without
+  bool data_changed = false;       // the next epoch begins, with the new data
+  bool groups_changed = false;     // moments are kept by name, new tensors start without
   std::vector<std::string> notes;  // lines for the log
 };
 

@@ -17,14 +17,15 @@ struct TrainState {
   std::int64_t step = 0;     // successful optimiser steps
   std::int64_t windows = 0;  // accumulation windows begun: step plus the skipped ones
   std::int64_t skipped = 0;
-  std::int64_t epoch = 0;  // of the last micro-batch consumed
-  BatchCursor cursor;  // the next micro-batch
-  std::int64_t samples = 0;    // consumed in the whole run
-  double train_seconds = 0;    // wall clock over all processes of this run
-  bool validation_due = false;  // a validation was interrupted at this step
+  std::int64_t epoch = 0;         // of the last micro-batch consumed
+  BatchCursor cursor;             // the next micro-batch
+  std::int64_t samples = 0;       // consumed in the whole run
+  double train_seconds = 0;       // wall clock over all processes of this run
+  double validation_seconds = 0;  // the same; not part of train_seconds
+  bool validation_due = false;    // a validation was interrupted at this step
 
-  TrainMeters meters;       // since the last line of metrics.jsonl
-  nlohmann::json monitors;  // Monitors::save_state
+  TrainMeters meters;                                               // since the last line of metrics.jsonl
+  nlohmann::json monitors;                                          // Monitors::save_state
   double last_text_loss = 0, last_mel_loss = 0, last_mel_top1 = 0;  // of the last window, for the Python trainer
 
   nlohmann::json save_state() const;

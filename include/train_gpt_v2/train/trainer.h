@@ -6,6 +6,7 @@
 // is not finished leaves no trace, so a checkpoint always stands at a window's edge (algorithms.md §7.2, §9.3).
 
 #include <chrono>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -66,6 +67,7 @@ class Trainer {
   void sample();
   bool stop_asked() const;  // polls the trigger files
   void save(bool wait);
+  void submit(std::string file_name, bool is_step_checkpoint, bool wait, const std::function<Value()>& snapshot);
   TrainOutcome finish(StopReason reason);
 
   TrainerParts parts_;
