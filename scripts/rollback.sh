@@ -10,7 +10,8 @@ Takes the run in RUN_DIR back to the checkpoint of STEP. Without --to: to the la
 verifies (train_gpt_v2 inspect --verify) and before which the last logged loss is a number.
 
 Whatever is later (checkpoints, best files, samples, DONE, the uncut metrics.jsonl) moves to RUN_DIR/set_aside/<time>/;
-latest.pt and latest.pth point to the checkpoint; metrics.jsonl is cut behind it and gets a rollback event.
+latest.pt and latest.pth point to the checkpoint; config.effective.json is again the configuration it was written with;
+metrics.jsonl is cut behind it and gets a rollback event.
 Refused while a process trains in RUN_DIR. The program is build/release/bin/train_gpt_v2 or $TRAIN_GPT_V2.
 
 Exit status: 0 rolled back (the command that goes on is printed), 64 wrong use, 65 no checkpoint that verifies,
@@ -140,6 +141,16 @@ for name in latest.pt latest.pth; do
 done
 verifies "$run_dir/latest.pt" || fail 65 "$run_dir/latest.pt does not verify"
 
+# What was switched on later is off again. A checkpoint of the Python trainer holds no configuration.
+config=$run_dir/config.effective.json
+temporary=$config.rollback.$$
+if "$program" config show --checkpoint "$chosen" >"$temporary" 2>/dev/null && [ -s "$temporary" ]; then
+  [ ! -f "$config" ] || cp -p -- "$config" "$aside/"
+  mv -fT "$temporary" "$config"
+else
+  rm -f "$temporary"
+fi
+
 if [ -f "$metrics" ]; then
   cp -p -- "$metrics" "$aside/metrics.jsonl"
   temporary=$metrics.rollback.$$
@@ -151,6 +162,5 @@ fi
 sync "$run_dir" 2>/dev/null || true
 
 say "$run_dir is back at step $target; $moved later files are in $aside"
-config=$run_dir/config.effective.json
 [ -f "$config" ] || config=YOUR_CONFIG.json
 printf '%q --config %q --output-dir %q\n' "$program" "$config" "$run_dir"

@@ -81,15 +81,17 @@ void add_train(CLI::App& app, ExitStatus& status) {
   command->add_option("--output-dir", arguments->output_dir, "run directory (default runs/<config name>)");
   command->add_option("--max-steps", arguments->max_steps, "this process stops at step N; the schedule is not changed")
       ->check(CLI::NonNegativeNumber);
-  command->add_option("--allow-change", arguments->allow,
-                      "let this differ from the checkpoint: batch, order, data, groups, precision, schedule, loss")
+  command
+      ->add_option("--allow-change", arguments->allow,
+                   "let this differ from the checkpoint: batch, order, data, groups, precision, schedule, loss")
       ->allow_extra_args(false);
   command->add_flag("--dry-run", arguments->dry_run, "everything up to the first step, then stop");
   arguments->add_device(*command);
   arguments->add_logging(*command);
-  command->footer("Example: train_gpt_v2 train --config amharic.json --set train.batch_size=32 --output-dir runs/am32\n"
-                  "Signals: INT, TERM, HUP save and stop; USR1 saves and goes on; USR2 prints a status line. A file named\n"
-                  "`save` or `stop` in the run directory does the same.");
+  command->footer(
+      "Example: train_gpt_v2 train --config amharic.json --set train.batch_size=32 --output-dir runs/am32\n"
+      "Signals: INT, TERM, HUP save and stop; USR1 saves and goes on; USR2 prints a status line. A file named\n"
+      "`save` or `stop` in the run directory does the same.");
   command->callback([arguments, &status] {
     arguments->apply_logging();
     install_signal_handlers();
@@ -133,7 +135,9 @@ void add_eval(CLI::App& app, ExitStatus&) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("eval", "losses of a checkpoint on manifests");
   add_model_options(*command, *arguments, arguments->request.model);
-  command->add_option("--manifest", arguments->request.manifests, "pair manifest (default: data.val_manifests); repeatable")
+  command
+      ->add_option("--manifest", arguments->request.manifests,
+                   "pair manifest (default: data.val_manifests); repeatable")
       ->allow_extra_args(false);
   command->add_option("--order", arguments->request.order_file, "order file: losses per micro-batch");
   command->add_flag("--per-sample", arguments->request.per_sample, "losses of every sample");
@@ -191,14 +195,16 @@ void add_config_commands(CLI::App& app) {
   auto view = std::make_shared<std::pair<bool, bool>>();
   CLI::App* show = config->add_subcommand("show", "every setting");
   common->add_config(*show, false);
+  auto checkpoint = std::make_shared<std::string>();
+  show->add_option("--checkpoint", *checkpoint, "the configuration stored in a checkpoint")->excludes("--config");
   common->add_json(*show);
   show->add_flag("--provenance", view->first, "where each value comes from");
   show->add_flag("--minimal", view->second, "only what differs from the defaults");
-  show->callback([common, view] {
+  show->callback([common, view, checkpoint] {
     const ConfigView which = view->first    ? ConfigView::kProvenance
                              : view->second ? ConfigView::kMinimal
                                             : ConfigView::kEffective;
-    run_config_show(common->config, common->sets, which, common->json, std::cout);
+    run_config_show({common->config, *checkpoint, common->sets}, which, common->json, std::cout);
   });
 
   auto files = std::make_shared<std::pair<std::string, std::string>>();
@@ -216,23 +222,24 @@ void add_config_commands(CLI::App& app) {
   auto yaml = std::make_shared<std::string>();
   CLI::App* import = config->add_subcommand("import", "a config.yaml of the Python trainer as our JSON");
   import->add_option("FILE", *yaml)->required();
-  import->callback([yaml] { run_config_import(*yaml, std::cout); });
+  import->callback([yaml] { run_config_import(*yaml, std::cout);
+});
 
-  auto shell = std::make_shared<std::string>();
-  CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
-  completion->add_option("SHELL", *shell)->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
-  completion->callback([shell, &app] {
-    std::vector<CommandWords> commands;
-    for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-      CommandWords words{command->get_name(), command->get_description(), {}};
-      for (const CLI::Option* option : command->get_options()) {
-        for (const std::string& name : option->get_lnames()) words.options.push_back("--" + name);
-      }
-      commands.push_back(std::move(words));
+auto shell = std::make_shared<std::string>();
+CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
+completion->add_option("SHELL", *shell)->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+completion->callback([shell, &app] {
+  std::vector<CommandWords> commands;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    CommandWords words{command->get_name(), command->get_description(), {}};
+    for (const CLI::Option* option : command->get_options()) {
+      for (const std::string& name : option->get_lnames()) words.options.push_back("--" + name);
     }
-    run_config_completion(*shell, commands, std::cout);
-  });
-}
+    commands.push_back(std::move(words));
+  }
+  run_config_completion(*shell, commands, std::cout);
+});
+}  // namespace
 
 void add_export(CLI::App& app) {
   struct Arguments : Common {
@@ -270,12 +277,17 @@ void add_decoding(CLI::App& command, DecodingOptions& decoding) {
   command.add_option("--length-penalty", decoding.length_penalty, "of beams")
       ->check(CLI::Range(-100.0, 100.0))
       ->capture_default_str();
-  command.add_option("--max-codes", decoding.max_codes, "most codes, the stop included (default 1500); never above max_mel_tokens - 1")
+  command
+      .add_option("--max-codes", decoding.max_codes,
+                  "most codes, the stop included (default 1500); never above max_mel_tokens - 1")
       ->check(CLI::Range(1, 1'000'000));
-  command.add_option("--mel-position", decoding.mel_position, "training, or reference_inference (off by one, as there)")
+  command
+      .add_option("--mel-position", decoding.mel_position, "training, or reference_inference (off by one, as there)")
       ->check(CLI::IsMember({"training", "reference_inference"}))
       ->capture_default_str();
-  command.add_option("--seed", decoding.seed, "of the random numbers")->check(CLI::NonNegativeNumber)->capture_default_str();
+  command.add_option("--seed", decoding.seed, "of the random numbers")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
 }
 
 void add_sample(CLI::App& app, ExitStatus& status) {
@@ -289,7 +301,9 @@ void add_sample(CLI::App& app, ExitStatus& status) {
   add_model_options(*command, *arguments, request.model);
   command->add_option("--cases", request.cases, "JSONL of cases")->required();
   command->add_option("--out", request.folder, "folder for codes, pictures and sound")->required();
-  command->add_option("--manifest", request.manifests, "where prompts are found (default: the configuration's); repeatable")
+  command
+      ->add_option("--manifest", request.manifests,
+                   "where prompts are found (default: the configuration's); repeatable")
       ->allow_extra_args(false);
   command->add_option("--prompt", request.prompt, "pair id for cases that name no voice");
   command->add_option("--vocoder-command", request.vocoder_command, "codes to sound: \"PROGRAM {codes} {out}\"");
@@ -340,7 +354,8 @@ void add_inspect(CLI::App& app) {
     bool verify = false;
   };
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("inspect", "what is in a checkpoint or weight file; with two files: differences");
+  CLI::App* command =
+      app.add_subcommand("inspect", "what is in a checkpoint or weight file; with two files: differences");
   command->add_option("FILE", arguments->files, "one file, or two to compare")->required()->expected(1, 2);
   command->add_flag("--verify", arguments->verify, "read and check every byte");
   arguments->add_json(*command);
@@ -363,9 +378,11 @@ void add_report(CLI::App& app) {
   CLI::App* command = app.add_subcommand("report", "one self-contained HTML page about one or several runs");
   command->add_option("RUN_DIR", arguments->report.runs)->required();
   command->add_option("--output", arguments->report.output, "the HTML file")->required();
-  command->add_option("--milestone", arguments->report.milestones, "STEP:MEL_LOW-MEL_HIGH:TOP1_LOW-TOP1_HIGH; repeatable")
+  command
+      ->add_option("--milestone", arguments->report.milestones, "STEP:MEL_LOW-MEL_HIGH:TOP1_LOW-TOP1_HIGH; repeatable")
       ->allow_extra_args(false);
-  command->add_option("--phase", arguments->report.phases, "before|phase1|phase2=RUN_DIR; repeatable")->allow_extra_args(false);
+  command->add_option("--phase", arguments->report.phases, "before|phase1|phase2=RUN_DIR; repeatable")
+      ->allow_extra_args(false);
   arguments->add_json(*command);
   arguments->add_logging(*command);
   command->callback([arguments] {
@@ -386,7 +403,7 @@ void add_explain(CLI::App& app) {
   command->callback([arguments] { std::cout << explain_text(arguments->code, arguments->json); });
 }
 
-}  // namespace
+}  // namespace train_gpt_v2
 
 void add_commands(CLI::App& app, ExitStatus& status) {
   add_train(app, status);

@@ -6,12 +6,28 @@
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/io/torch_file.h"
+#include "train_gpt_v2/train/checkpoint_content.h"
 
 namespace train_gpt_v2 {
+namespace {
 
-void run_config_show(const std::string& file, const std::vector<std::string>& sets, ConfigView view, bool json,
-                     std::ostream& out) {
-  const LoadedConfig loaded = file.empty() ? load_config_json("{}", "defaults", sets) : load_config(file, sets);
+LoadedConfig load(const ConfigSource& source) {
+  if (!source.file.empty()) return load_config(source.file, source.sets);
+  if (source.checkpoint.empty()) return load_config_json("{}", "defaults", source.sets);
+  const std::string stored = stored_config(read_tensor_file(source.checkpoint).root);
+  if (stored.empty()) {
+    throw Error("CFG020", "this file carries no configuration")
+        .where(source.checkpoint)
+        .fix("name the configuration it was trained with by --config FILE");
+  }
+  return load_config_json(stored, source.checkpoint, source.sets);
+}
+
+}  // namespace
+
+void run_config_show(const ConfigSource& source, ConfigView view, bool json, std::ostream& out) {
+  const LoadedConfig loaded = load(source);
   if (view == ConfigView::kEffective) {
     out << effective_json(loaded.options);
     return;

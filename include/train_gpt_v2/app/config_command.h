@@ -11,9 +11,13 @@ namespace train_gpt_v2 {
 
 enum class ConfigView { kEffective, kMinimal, kProvenance };
 
-// `config show [--minimal | --provenance] [--json]`. Without a file: the defaults. The first two views are JSON anyway.
-void run_config_show(const std::string& file, const std::vector<std::string>& sets, ConfigView view, bool json,
-                     std::ostream& out);
+// `config show [--minimal | --provenance] [--json]`. Without a file: the defaults; with a checkpoint of ours: what is
+// stored in it (CFG020 when nothing is). The first two views are JSON anyway.
+struct ConfigSource {
+  std::string file, checkpoint;  // at most one of them
+  std::vector<std::string> sets;
+};
+void run_config_show(const ConfigSource& source, ConfigView view, bool json, std::ostream& out);
 
 // `config diff A B [--json]`: two configuration files (an effective one included). Returns the number of differences.
 std::size_t run_config_diff(const std::string& a, const std::string& b, bool json, std::ostream& out);
