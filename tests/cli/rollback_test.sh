@@ -11,6 +11,7 @@ cat >"$work/program" <<'PROGRAM'
 case "$1 $2" in
   "inspect --verify") grep -q '^good' "$3" ;;
   "inspect --json") sed -n 's/^good step \([0-9]*\)$/{"keys":1,"step": \1, "tensors":[]}/p' "$3" ;;
+  "config show") echo "config of $(cat "$4")" ;;
   *) exit 64 ;;
 esac
 PROGRAM
@@ -59,6 +60,8 @@ import json, sys
 line = json.loads(sys.stdin.read())
 assert (line[\"v\"], line[\"type\"], line[\"step\"], line[\"event\"]) == (1, \"event\", 200, \"rollback\"), line'"
 check "the command to go on is printed" says "$work/program --config $run/config.effective.json --output-dir $run"
+check "the configuration is that of the checkpoint" test "$(cat "$run/config.effective.json")" = "config of good step 200"
+check "the later one is kept" test "$(cat "$(aside)config.effective.json")" = "{}"
 check "no lock is left" test ! -e "$run/.lock"
 check "nothing temporary is left" test -z "$(find "$run" -name '*rollback.*')"
 

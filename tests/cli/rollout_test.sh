@@ -2,34 +2,18 @@
 # scripts/rollout.sh on the fixtures' tiny model: all six kept; a bad improvement, a hang and lost memory rolled back.
 # shellcheck source=tests/support/cli.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../support/cli.sh"
-program=${TGV2_BINARY:?ctest sets it}
-script=$root/scripts/rollout.sh
-export TRAIN_GPT_V2=$program
-
-python3 - "$root/tests/data/fixtures" "$work/run.json" <<'PYTHON'
-import json, sys
-fixtures, out = sys.argv[1:]
-model = json.load(open(fixtures + "/model/config.json"))["constructor"]
-model.pop("use_accel")
-model["dropout"] = 0.1
-json.dump({"model": model, "init": {"from": fixtures + "/model/gpt.pth"},
-           "data": {"train_manifests": [fixtures + "/data/train_pairs.jsonl::am"], "val_manifests": [fixtures + "/data/val_pairs.jsonl"],
-                    "tokenizer": fixtures + "/tokenizer/extended.model"},
-           "train": {"batch_size": 4, "grad_accumulation": 1, "max_steps": 200, "num_threads": 1},
-           "optimizer": {"learning_rate": 2e-5, "warmup_steps": 5}, "logging": {"progress": "off", "tensorboard": False}},
-          open(out, "w"))
-PYTHON
-"$program" --config "$work/run.json" --output-dir "$work/base" --device cpu -q --max-steps 8 || { echo "no checkpoint"; exit 1; }
-checkpoint=$work/base/latest.pt
+export TRAIN_GPT_V2=${TGV2_BINARY:?ctest sets it}
+program=$TRAIN_GPT_V2
+# shellcheck source=tests/support/rollout_base.sh
+source "$root/tests/support/rollout_base.sh"
+make_base
 before=$(sha256sum <"$checkpoint")
-# Steps of milliseconds beside other tests: speed says nothing here. A model of 4 batches has no top-1 to ask for.
-# shellcheck disable=SC2317
-rollout() { "$script" --config "$work/run.json" --resume "$checkpoint" --device cpu --min-speed 0.02 --min-top1 0 --steps 6 "$@"; }
 
 status_of rollout --output "$work/all" --integration-steps 10
 cp "$work/out" "$work/table"
 check "all are kept: $(cat "$work/table")" test "$status" = 0
 check "the table ends with the integration" grep -q '^integration  *kept' "$work/table"
+check "the prompts were spoken before and after" test -s "$work/all/prompts/after/samples.jsonl"
 check "a page was made" test -s "$work/all/report.html"
 check "the checkpoint was only read" test "$before" = "$(sha256sum <"$checkpoint")"
 check "the objects are complete" python3 - "$work/all/rollout.jsonl" <<'PYTHON'
@@ -54,17 +38,19 @@ assert gates["ema"]["ema_bytes"]["value"] > 0
 assert gates["bucketing"]["fixed_validation_mel_loss"]["value"]["candidate"] > 0
 assert gates["bucketing"]["speakers_per_batch"]["value"]["random"] > 0
 assert gates["integration"]["full_run"]["value"]["steps"] == 5
+prompts = gates["integration"]["prompts"]["value"]
+assert [one["id"] for one in prompts["before"]] == [one["id"] for one in prompts["after"]] and len(prompts["after"]) == 5
 PYTHON
 
 # A learning rate of 1 stands for an improvement that ruins the training.
-status_of env ROLLOUT_EXTRA_SET_clipping=optimizer.learning_rate=1 "$script" --config "$work/run.json" --resume "$checkpoint" \
-  --device cpu --min-speed 0.02 --min-top1 0 --steps 6 --output "$work/bad" --only clipping
+harmful train.grad_clip=1.0 optimizer.learning_rate=1
+status_of env TRAIN_GPT_V2="$work/harmful" "${rollout[@]}" --output "$work/bad" --only clipping
 check "a bad improvement ends with 10: $(cat "$work/err")" test "$status" = 10
 check "its reason is the loss" grep -q '"verdict": "rolled_back".*more than 1.5 times the control' "$work/bad/rollout.jsonl"
 check "what to revert is said" says "to revert clipping, set back: train.grad_clip (was 0)"
 # A small change that only the comparison bit by bit sees.
-status_of env ROLLOUT_EXTRA_SET_ema=optimizer.learning_rate=2.1e-5 "$script" --config "$work/run.json" --resume "$checkpoint" \
-  --device cpu --min-speed 0.02 --min-top1 0 --steps 6 --output "$work/small" --only ema
+harmful ema.enabled=true optimizer.learning_rate=2.1e-5
+status_of env TRAIN_GPT_V2="$work/harmful" "${rollout[@]}" --output "$work/small" --only ema
 check "other losses under EMA end with 10: $(cat "$work/err")" test "$status" = 10
 check "its reason is the comparison" grep -q '"reason": "bit_identical: ' "$work/small/rollout.jsonl"
 status_of rollout --output "$work/top1" --only best --min-top1 1.1
@@ -88,14 +74,12 @@ export TRAIN_GPT_V2=$program
 
 # What cannot be judged.
 head -c 4000 "$checkpoint" >"$work/damaged.pt"
-checkpoint=$work/damaged.pt
-fails_with 65 "a damaged checkpoint" rollout --output "$work/damaged"
+fails_with 65 "a damaged checkpoint" rollout --output "$work/damaged" --resume "$work/damaged.pt"
 check "it is written down" grep -q '"verdict": "failed"' "$work/damaged/rollout.jsonl"
-checkpoint=$work/base/latest.pt
 fails_with 73 "a directory with a rollout" rollout --output "$work/all"
 fails_with 64 "an unknown name" rollout --output "$work/x" --only speed
 fails_with 64 "no steps" rollout --output "$work/x" --steps 0
-fails_with 64 "no option" "$script"
-fails_with 66 "no checkpoint" "$script" --config "$work/run.json" --resume "$work/none.pt" --output "$work/x"
-fails_with 0 "--help" "$script" --help
+fails_with 64 "no option" "$root/scripts/rollout.sh"
+fails_with 66 "no checkpoint" rollout --resume "$work/none.pt" --output "$work/x"
+fails_with 0 "--help" rollout --help
 finish

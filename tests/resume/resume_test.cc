@@ -1,6 +1,4 @@
 // A run that is stopped and continued ends with exactly the bytes of one that was not (interface.md §3 "Resume").
-#include <cmath>
-
 #include "support/resume_run.h"
 #include "train_gpt_v2/core/random.h"
 #include "train_gpt_v2/core/text.h"
@@ -16,7 +14,9 @@ using testing::small_run;
 using testing::TemporaryFolder;
 using testing::train_here;
 
-TEST(Resume, TenStepsAreFourAndSix) { expect_resumes(small_run(), {4}); }
+TEST(Resume, TenStepsAreFourAndSix) {
+  expect_resumes(small_run(), {4});
+}
 
 TEST(Resume, TheStoredConfigurationIsResolvedFromTheStart) {
   const TemporaryFolder folder;
@@ -27,20 +27,26 @@ TEST(Resume, TheStoredConfigurationIsResolvedFromTheStart) {
   EXPECT_EQ(read_file(folder.file("run/config.effective.json"), 1 << 20), fresh);
 }
 
-TEST(Resume, AtEveryStep) { expect_resumes(small_run(), {1, 2, 3, 4, 5, 6, 7, 8, 9}); }
+TEST(Resume, AtEveryStep) {
+  expect_resumes(small_run(), {1, 2, 3, 4, 5, 6, 7, 8, 9});
+}
 
 TEST(Resume, WithEmaAndEarlyStoppingState) {
-  expect_resumes(small_run({"ema.enabled=true", "ema.update_every=2", "early_stopping.enabled=true", "early_stopping.patience=50"}), {3, 5});
+  expect_resumes(small_run({"ema.enabled=true", "ema.update_every=2", "early_stopping.enabled=true",
+                            "early_stopping.patience=50"}),
+                 {3, 5});
 }
 
 TEST(Resume, WithGroupsLayerDecayAndNewRowsOnly) {
-  expect_resumes(small_run({"optimizer.layer_lr_decay=0.9", "trainable.text_rows=new_only", "trainable.base_text_rows=160",
-                            R"(optimizer.groups=[{"name":"heads","match":["mel_head"],"learning_rate":1e-4,"weight_decay":0}])"}),
-                 {5});
+  expect_resumes(
+      small_run({"optimizer.layer_lr_decay=0.9", "trainable.text_rows=new_only", "trainable.base_text_rows=160",
+                 R"(optimizer.groups=[{"name":"heads","match":["mel_head"],"learning_rate":1e-4,"weight_decay":0}])"}),
+      {5});
 }
 
 TEST(Resume, InPaddedLayoutWithBucketsAndMicroBatchMeans) {
-  expect_resumes(small_run({"train.layout=padded", "sampler.mode=buckets", "train.loss_normalization=micro_batch"}), {4});
+  expect_resumes(small_run({"train.layout=padded", "sampler.mode=buckets", "train.loss_normalization=micro_batch"}),
+                 {4});
 }
 
 TEST(Resume, WhateverTheWorkerCount) {
@@ -92,7 +98,9 @@ TEST(Resume, RefusesWhatWouldChangeTheMathematics) {
     }
   }
   EXPECT_EQ(train_here(small_run({"train.seed=7"}), folder.file("run"), "auto", 3, {"order"}), ExitStatus::kOk);
-  EXPECT_EQ(train_here(small_run({"train.seed=7", "train.grad_clip=0.1", "checkpoint.keep=5"}), folder.file("run"), "auto", 4), ExitStatus::kOk);
+  EXPECT_EQ(train_here(small_run({"train.seed=7", "train.grad_clip=0.1", "checkpoint.keep=5"}), folder.file("run"),
+                       "auto", 4),
+            ExitStatus::kOk);
 }
 
 TEST(Resume, ReplayIsPartOfTheOrder) {
@@ -130,7 +138,8 @@ TEST(Resume, FallsBackFromADamagedCheckpoint) {
   write_file_atomically(newest, bytes);
   ASSERT_EQ(train_here(small_run({"checkpoint.interval=2"}), folder.file("run")), ExitStatus::kOk);
   const auto events = metrics_of(folder.file("run"), "event");
-  const auto resumed = std::find_if(events.begin(), events.end(), [](const auto& event) { return event.at("event") == "resume"; });
+  const auto resumed =
+      std::find_if(events.begin(), events.end(), [](const auto& event) { return event.at("event") == "resume"; });
   ASSERT_NE(resumed, events.end());
   EXPECT_NE(resumed->at("from").template get<std::string>().find("latest.p"), std::string::npos);  // still a good copy
   const TemporaryFolder clean;
@@ -140,18 +149,22 @@ TEST(Resume, FallsBackFromADamagedCheckpoint) {
 
 TEST(Rotation, KeepsTheLastThreeEveryNthAndPinned) {
   const TemporaryFolder folder;
-  ASSERT_EQ(train_here(small_run({"checkpoint.interval=1", "checkpoint.keep_every=4", "checkpoint.pin=[3]"}), folder.file("run")), ExitStatus::kOk);
+  ASSERT_EQ(train_here(small_run({"checkpoint.interval=1", "checkpoint.keep_every=4", "checkpoint.pin=[3]"}),
+                       folder.file("run")),
+            ExitStatus::kOk);
   std::vector<std::string> kept;
   for (const std::string& name : list_directory(folder.file("run"))) {
     if (starts_with(name, "model_step")) kept.push_back(name);
   }
-  EXPECT_EQ(kept, (std::vector<std::string>{"model_step10.pth", "model_step3.pth", "model_step4.pth", "model_step8.pth", "model_step9.pth"}));
+  EXPECT_EQ(kept, (std::vector<std::string>{"model_step10.pth", "model_step3.pth", "model_step4.pth", "model_step8.pth",
+                                            "model_step9.pth"}));
   EXPECT_TRUE(file_exists(folder.file("run/best_model.pth")));
 }
 
 TEST(NewRowsOnly, BaseRowsStayBitIdentical) {
   const TemporaryFolder folder;
-  const Options options = small_run({"trainable.text_rows=new_only", "trainable.base_text_rows=160", "optimizer.weight_decay=0.5"});
+  const Options options =
+      small_run({"trainable.text_rows=new_only", "trainable.base_text_rows=160", "optimizer.weight_decay=0.5"});
   ASSERT_EQ(train_here(options, folder.file("run")), ExitStatus::kOk);
   const LoadedFile before = read_tensor_file(testing::data_path("fixtures/model/gpt.pth"));
   const LoadedFile after = read_tensor_file(folder.file("run/latest.pt"));
@@ -160,7 +173,9 @@ TEST(NewRowsOnly, BaseRowsStayBitIdentical) {
     const auto b = to_float_vector(after.root.at("model").at(key).as_tensor());
     const std::size_t width = a.size() / 361;
     EXPECT_TRUE(std::equal(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(160 * width), b.begin())) << key;
-    EXPECT_FALSE(std::equal(a.begin() + static_cast<std::ptrdiff_t>(160 * width), a.end(), b.begin() + static_cast<std::ptrdiff_t>(160 * width))) << key;
+    EXPECT_FALSE(std::equal(a.begin() + static_cast<std::ptrdiff_t>(160 * width), a.end(),
+                            b.begin() + static_cast<std::ptrdiff_t>(160 * width)))
+        << key;
   }
 }
 

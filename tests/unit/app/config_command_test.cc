@@ -11,6 +11,7 @@
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/io/torch_file.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -23,8 +24,22 @@ using testing::TemporaryFolder;
 std::string show(const std::string& file, ConfigView view, bool json = false,
                  const std::vector<std::string>& sets = {}) {
   std::ostringstream out;
-  run_config_show(file, sets, view, json, out);
+  run_config_show({file, "", sets}, view, json, out);
   return out.str();
+}
+
+TEST(ConfigShow, WhatACheckpointHolds) {
+  const TemporaryFolder folder;
+  Value ours = Value::dict(), root = Value::dict();
+  ours.set("config", R"({"train": {"seed": 77}})");
+  root.set("train_gpt_v2", ours);
+  const std::string checkpoint = folder.file("model_step1.pth");
+  write_torch_file(checkpoint, root);
+  std::ostringstream out;
+  run_config_show({"", checkpoint, {"train.batch_size=3"}}, ConfigView::kMinimal, false, out);
+  EXPECT_EQ(nlohmann::json::parse(out.str()), nlohmann::json::parse(R"({"train": {"seed": 77, "batch_size": 3}})"));
+  write_torch_file(checkpoint, Value::dict());
+  EXPECT_THROW(run_config_show({"", checkpoint, {}}, ConfigView::kMinimal, false, out), Error);
 }
 
 TEST(ConfigShow, TheThreeViews) {

@@ -9,7 +9,7 @@
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/model/initialise.h"
-#include "train_gpt_v2/train/checkpoint_store.h"
+#include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/ema.h"
 #include "train_gpt_v2/train/grad_scaler.h"
 #include "train_gpt_v2/train/metrics.h"
@@ -100,7 +100,8 @@ TEST(GradScaler, FollowsTheReferenceTrace) {
   for (std::size_t i = 0; i < trace.at("found_inf").size(); ++i) {
     scaler.update(trace.at("found_inf")[i] == 0);
     EXPECT_EQ(scaler.scale(), trace.at("scale_tracker")[i][0].get<double>()) << i;
-    EXPECT_EQ(scaler.save_state().at("_growth_tracker").as_int(), trace.at("scale_tracker")[i][1].get<std::int64_t>()) << i;
+    EXPECT_EQ(scaler.save_state().at("_growth_tracker").as_int(), trace.at("scale_tracker")[i][1].get<std::int64_t>())
+        << i;
   }
   GradScaler copy;
   copy.load_state(scaler.save_state());
@@ -150,7 +151,71 @@ TEST(Ema, AveragesSwapsAndRestores) {
   } catch (const std::runtime_error&) {
   }
   EXPECT_TRUE(torch::equal(parameters.tensors[0].value, raw));
-  EXPECT_EQ(ema.device_bytes(), static_cast<std::size_t>(parameters.trainable_count()) * 4);
+}
+
+TEST(Ema, EveryKStepsWithTheDecayToTheK) {
+  const Options options = tiny_options();
+  const auto model = tiny_model(options);
+  ParameterSet parameters = build_parameter_set(*model, options, 1);
+  const torch::Tensor start = parameters.tensors[0].value.detach().clone();
+  Ema each(parameters, {true, 0.9, false, 1, "same"}), third(parameters, {true, 0.9, false, 3, "same"});
+  EXPECT_DOUBLE_EQ(third.decay_at(1), 0.9 * 0.9 * 0.9);
+  {
+    const torch::NoGradGuard no_grad;
+    parameters.tensors[0].value.detach().add_(1.0);
+  }
+  for (int step = 1; step <= 6; ++step) {
+    each.update();
+    third.update();
+    EXPECT_EQ(third.updates(), step / 3);
+  }
+  // Where the weights stand still, both have come equally far: 1 - 0.9^6 of the way.
+  const auto first = [](const Ema& ema) {
+    return to_float_vector(ema.save_state().entries().front().second.as_tensor())[0];
+  };
+  EXPECT_NEAR(first(each), start.flatten()[0].item<float>() + 1 - std::pow(0.9, 6), 1e-6);
+  EXPECT_NEAR(first(third), first(each), 1e-6);
+  // With the warm-up the curve is the same in steps, whatever k.
+  const Ema every(parameters, {true, 0.9999, true, 1, "same"}), tenth(parameters, {true, 0.9999, true, 10, "same"});
+  EXPECT_NEAR(tenth.decay_at(50), std::pow(every.decay_at(500), 10), 1e-12);
+}
+
+TEST(Ema, TakesFourBytesPerTrainableNumberAndNothingMore) {
+  Options options = tiny_options();
+  options.model.model_dim = 128;
+  options.trainable.freeze = {"mel_embedding"};
+  const auto model = tiny_model(options);
+  ParameterSet parameters = build_parameter_set(*model, options, 1);
+  const auto expected = static_cast<double>(parameters.trainable_count()) * 4;
+  const std::uint64_t before = allocated_bytes(at::kCPU);
+  Ema ema(parameters, {true, 0.99, true, 1, "same"});
+  EXPECT_NEAR(static_cast<double>(allocated_bytes(at::kCPU) - before), expected, 0.01 * expected);
+  for (int step = 0; step < 3; ++step) ema.update();
+  { const Ema::ScopedSwap averaged(ema); }
+  EXPECT_NEAR(static_cast<double>(allocated_bytes(at::kCPU) - before), expected, 0.01 * expected);
+}
+
+TEST(Ema, StateRoundTripsAndShapesAreCompared) {
+  const Options options = tiny_options();
+  const auto model = tiny_model(options);
+  ParameterSet parameters = build_parameter_set(*model, options, 1);
+  const EmaOptions settings{true, 0.5, true, 1, "same"};
+  Ema ema(parameters, settings);
+  {
+    const torch::NoGradGuard no_grad;
+    for (TrainableTensor& tensor : parameters.tensors) tensor.value.detach().add_(0.25);
+  }
+  ema.update();
+  ema.update();
+  Ema fresh(parameters, settings);
+  fresh.load_state(ema.save_state(), ema.updates(), ema.steps());
+  EXPECT_TRUE(identical(fresh.save_state(), ema.save_state()));
+  EXPECT_EQ(fresh.updates(), 2);
+  Value wrong = Value::ordered_dict();
+  const std::vector<float> three(3);
+  wrong.set(parameters.tensors[0].name, Tensor::copy_of(DType::kFloat32, {3}, std::as_bytes(std::span(three))));
+  EXPECT_THROW(fresh.load_state(wrong, 1, 1), Error);
+  EXPECT_TRUE(identical(fresh.save_state(), ema.save_state()));  // nothing was copied before the error
 }
 
 TEST(Groups, LayerDecayMatchesTheSpecification) {
@@ -162,14 +227,15 @@ TEST(Groups, LayerDecayMatchesTheSpecification) {
   const ParameterSet parameters = build_parameter_set(*model, options, 1);
   std::map<std::string, double> rate;
   for (const ParameterGroup& group : parameters.groups) rate[group.name] = group.learning_rate;
-  EXPECT_NEAR(rate.at("default.h.11"), 0.95e-4, 1e-15);                  // top block
+  EXPECT_NEAR(rate.at("default.h.11"), 0.95e-4, 1e-15);                   // top block
   EXPECT_NEAR(rate.at("default.h.0"), std::pow(0.95, 12) * 1e-4, 1e-15);  // bottom of twelve: 0.54
-  EXPECT_NEAR(rate.at("default"), 1e-4, 1e-15);                          // embeddings and heads are exempt
+  EXPECT_NEAR(rate.at("default"), 1e-4, 1e-15);                           // embeddings and heads are exempt
 }
 
 TEST(Groups, EveryTensorIsInExactlyOne) {
   Options options = tiny_options();
-  options.optimizer.groups = {{"heads", {"text_head", "mel_head"}, 3e-5, std::nullopt, 0.0}, {"text", {"wte"}, std::nullopt, 0.5, 0.01}};
+  options.optimizer.groups = {{"heads", {"text_head", "mel_head"}, 3e-5, std::nullopt, 0.0},
+                              {"text", {"wte"}, std::nullopt, 0.5, 0.01}};
   const auto model = tiny_model(options);
   const ParameterSet parameters = build_parameter_set(*model, options, 1);
   std::vector<int> seen(parameters.tensors.size(), 0);
@@ -271,6 +337,46 @@ TEST(Monitors, EmptyPartialOrNonFiniteIsNeverBest) {
   EXPECT_EQ(best[0].value, 3.5);
 }
 
+TEST(Monitors, EachWatchesItsOwnSplitAndSurvivesAResume) {
+  CheckpointOptions checkpoint;
+  checkpoint.best_metrics = {"mel_loss", "mel_top1", "text_loss", "mel_loss@language:am"};
+  const auto validation = [](double all, double top1, double text, double amharic) {
+    ValidationResult whole = result(all), part = result(amharic);
+    whole.mel_top1 = top1;
+    whole.text_loss = text;
+    part.split = "language:am";
+    return std::vector<ValidationResult>{whole, part};
+  };
+  const auto names = [](const std::vector<Improvement>& improved) {
+    std::vector<std::string> files;
+    for (const Improvement& one : improved) files.push_back(one.metric.file_name());
+    return files;
+  };
+  Monitors monitors(checkpoint, {});
+  EXPECT_EQ(monitors.observe(validation(4, 0.2, 3, 5), true).size(), 4u);
+  Monitors resumed(checkpoint, {});
+  resumed.load_state(nlohmann::json::parse(monitors.save_state().dump()));
+  for (Monitors* one : {&monitors, &resumed}) {
+    EXPECT_THAT(names(one->observe(validation(4.1, 0.3, 3, 4.9), true)),
+                ::testing::ElementsAre("best_mel_top1.pth", "best_mel_loss_language_am.pth"));
+    EXPECT_TRUE(one->observe(validation(4, 0.3, 3, 4.9), true).empty());  // equal is no improvement
+  }
+  EXPECT_EQ(resumed.save_state(), monitors.save_state());
+}
+
+TEST(Monitors, PatienceStartsWhenTheWarmUpHasEnded) {
+  Monitors monitors({}, {true, "mel_loss", 1, 0.01});
+  for (int i = 0; i < 5; ++i) monitors.observe({result(4.0)}, /*warmup_done=*/false);
+  EXPECT_FALSE(monitors.should_stop());
+  EXPECT_EQ(monitors.patience_counter(), 0);
+  monitors.observe({result(4.0)}, true);
+  EXPECT_FALSE(monitors.should_stop());
+  monitors.observe({result(NAN)}, true);  // a failed validation tells nothing
+  EXPECT_FALSE(monitors.should_stop());
+  monitors.observe({result(4.0)}, true);
+  EXPECT_TRUE(monitors.should_stop());
+}
+
 TEST(Monitors, MetricNames) {
   EXPECT_EQ(parse_metric("mel_loss").file_name(), "best_model.pth");
   EXPECT_EQ(parse_metric("mel_top1").file_name(), "best_mel_top1.pth");
@@ -306,29 +412,6 @@ TEST(TrainState, RoundTrips) {
   TrainState copy;
   copy.load_state(state.save_state());
   EXPECT_EQ(copy.save_state().dump(), state.save_state().dump());
-}
-
-TEST(CheckpointStore, AFailedSaveIsReportedAndTheThirdEndsTheRun) {
-  const TemporaryFolder folder;
-  CheckpointOptions options;
-  CheckpointStore store(folder.file("not/there"), options);
-  const auto job = [] {
-    SaveJob one;
-    one.step = 1;
-    one.file_name = CheckpointStore::step_file_name(1);
-    one.content = Value::dict();
-    return one;
-  };
-  store.submit(job(), false);
-  store.wait();
-  const auto results = store.take_results();
-  ASSERT_EQ(results.size(), 1u);
-  EXPECT_FALSE(results[0].error.empty());
-  store.submit(job(), false);
-  store.wait();
-  store.submit(job(), false);
-  store.wait();
-  EXPECT_THROW(store.submit(job(), false), Error);
 }
 
 TEST(ResumeRules, NamesOfChanges) {
