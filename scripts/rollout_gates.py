@@ -81,6 +81,11 @@ class Run:
         except OSError:
             return None
 
+    def longest_gap(self):
+        """Seconds between two of its steps, with whatever came between them."""
+        times = [line["time"] for line in self.lines if number(line.get("time"))]
+        return max((b - a for a, b in zip(times, times[1:])), default=0.0)
+
     def trainable(self):
         """Numbers that train, as the banner counted them."""
         found = self.log(r"parameters +[0-9,]+, trainable ([0-9,]+)")
@@ -174,6 +179,8 @@ class Rollout:
 
     def watch(self, process, run, control, begun, limit):
         """Ends a candidate at once when it hangs or its loss leaves the control's."""
+        moved, lines = begun, 0
+        quiet = None if control is None else 300 + 20 * control.longest_gap()
         while True:
             try:
                 process.wait(timeout=0.5)
@@ -185,6 +192,10 @@ class Rollout:
             elif control is not None:
                 run.read()
                 run.reason = self.left_control(run, control)
+                if len(run.lines) > lines:
+                    moved, lines = time.monotonic(), len(run.lines)
+                if time.monotonic() - moved > quiet:
+                    run.reason = run.reason or "no step for %.0f s: hang" % quiet
             if run.reason:
                 process.send_signal(signal.SIGTERM)
                 try:
@@ -213,7 +224,8 @@ class Rollout:
         if run.status:
             with open(run.folder + ".err", encoding="utf-8", errors="replace") as file:
                 text = " ".join(line.strip() for line in file.read().splitlines()[-4:])
-            kind = {65: "failed load or bad data", 78: "refused", 80: "diverged", 82: "out of memory", 83: "hang"}.get(run.status, "failed")
+            kind = {65: "failed load or bad data", 78: "refused", 80: "diverged", 82: "out of memory", 83: "hang",
+                    -9: "killed, as by the system when memory runs out"}.get(run.status, "failed")
             return "%s (status %d): %s" % (kind, run.status, text[-600:])
         if (not run.lines or run.lines[-1]["step"] != self.start + steps) and not stopped_by_its_own_rule(run.folder):
             return "ended at step %s, not %d" % (run.lines[-1]["step"] if run.lines else "none", self.start + steps)

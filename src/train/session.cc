@@ -38,6 +38,7 @@ class Session {
   void check_resume();
   void check_new_rows() const;
   void restore();
+  void mend_position();
   std::unique_ptr<BatchSequence> make_sequence();
   std::unique_ptr<TrainingSampler> make_sampler();
   bool already_done();
@@ -323,10 +324,12 @@ void Session::restore() {
     log_info("resume", "the Python trainer's order of samples is not in its checkpoint: epoch ", state_.epoch,
              " goes on in our own order from batch ", state_.cursor.batch, " and may repeat or miss samples");
     if (order_) state_.cursor = BatchCursor{};
+    mend_position();
     return;
   }
   const RunFacts saved = stored_facts(root);
   restore_training_state(root, parts, decision_.groups_changed);
+  mend_position();
   if (order_) {
     // The same file goes on behind the lines consumed; another one starts at its first line.
     if (saved.order_fingerprint != facts_.order_fingerprint) state_.cursor = BatchCursor{};
@@ -343,6 +346,13 @@ void Session::restore() {
   if (previous == sampler_->settings()) return;
   state_.cursor = sampler_->carry_over(state_.cursor, previous);
   log_info("resume", "the order changed: the epoch's samples that were not consumed follow in the new order");
+}
+
+// A position counted in samples may lie beyond our plan of the epoch, which leaves out what does not fit the model.
+void Session::mend_position() {
+  BatchCursor& cursor = state_.cursor;
+  if (!sampler_ || cursor.consumed > 0 || cursor.batch == 0) return;  // ours count what was consumed
+  if (cursor.batch >= sampler_->plan(cursor.epoch).size()) cursor = BatchCursor{cursor.epoch + 1, 0, 0, {}};
 }
 
 // --- what is going to happen ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ program=${TGV2_BINARY:?ctest sets it}
 fixtures=$root/tests/data/fixtures
 kills=${1:-4}
 
-python3 - "$fixtures" "$work/run.json" $((kills * 15)) <<'PYTHON'
+python3 - "$fixtures" "$work/run.json" $((kills * 30)) <<'PYTHON'
 import json, sys
 fixtures, out, steps = sys.argv[1:]
 model = json.load(open(fixtures + "/model/config.json"))["constructor"]

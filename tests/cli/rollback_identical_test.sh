@@ -47,7 +47,8 @@ check "the run that never had them" train --config "$work/plain.json" --output-d
 check "the same tensors and the same losses" python3 - "$work/difference.json" "$run" "$never" <<'PYTHON'
 import json, sys
 compared, run, never = json.load(open(sys.argv[1])), sys.argv[2], sys.argv[3]
-assert compared["equal"] > 0 and not compared["differences"], compared["differences"][:3]
+differing = [one["name"] for one in compared["differences"] if not one["name"].startswith(("recent_checkpoints.", "train_gpt_v2."))]
+assert compared["equal"] > 200 and not differing, differing[:3]
 losses = lambda folder: [(line["step"], line["loss"], line["grad_norm"]) for line in map(json.loads, open(folder + "/metrics.jsonl")) if line["type"] == "train"]
 assert losses(run) == losses(never) and len(losses(run)) == 28, (losses(run)[-3:], losses(never)[-3:])
 PYTHON

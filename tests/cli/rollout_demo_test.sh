@@ -34,8 +34,10 @@ status_of bash -c "$(cat "$work/out") --device cpu -q --max-steps 30"
 check "goes on ($status): $(cat "$work/err")" test "$status" = 0
 "$TRAIN_GPT_V2" --config "$work/demo.json" "${plain[@]}" --output-dir "$work/never" --device cpu -q --max-steps 30
 "$TRAIN_GPT_V2" inspect --json "$work/base/latest.pt" "$work/never/latest.pt" >"$work/difference.json"
-check "20 steps later as if never enabled" python3 -c "
-import json
-compared = json.load(open('$work/difference.json'))
-assert compared['equal'] > 0 and not compared['differences'], compared['differences'][:3]"
+check "20 steps later as if never enabled" python3 - "$work/difference.json" <<'PYTHON'
+import json, sys
+compared = json.load(open(sys.argv[1]))
+differing = [one["name"] for one in compared["differences"] if not one["name"].startswith(("recent_checkpoints.", "train_gpt_v2."))]
+assert compared["equal"] > 200 and not differing, differing[:3]
+PYTHON
 finish

@@ -171,7 +171,7 @@ TEST(Ema, EveryKStepsWithTheDecayToTheK) {
   }
   // Where the weights stand still, both have come equally far: 1 - 0.9^6 of the way.
   const auto first = [](const Ema& ema) {
-    return to_float_vector(ema.save_state().entries().front().second.as_tensor())[0];
+    return to_float_vector(ema.save_state().entries().front().value.as_tensor())[0];
   };
   EXPECT_NEAR(first(each), start.flatten()[0].item<float>() + 1 - std::pow(0.9, 6), 1e-6);
   EXPECT_NEAR(first(third), first(each), 1e-6);
