@@ -30,7 +30,7 @@ OptionRows data_rows() {
           .or_null(),
       TGV2_OPTION(init.new_rows, kFree, "how text rows that the start weights lack are made")
           .choices({"romanised_mean", "subpiece_mean", "mean_noise", "random"}),
-      TGV2_OPTION(init.peft_adapter, kWarn, "folder of a peft adapter that goes on top of the weights; null = none")
+      TGV2_OPTION(init.peft_adapter, kFree, "folder of a peft adapter that goes on top of the weights; null = none")
           .path()
           .or_null(),
 

@@ -25,7 +25,8 @@ std::vector<std::string> with(std::vector<std::string> sets, const std::vector<s
 
 // Ten steps at a rate at which ranks differ soon.
 Options adapted_run(const std::vector<std::string>& sets) {
-  return small_run(with({"peft.rank=6", "optimizer.learning_rate=5e-3", "optimizer.warmup_steps=0", "validation.interval=0"}, sets));
+  return small_run(
+      with({"peft.rank=6", "optimizer.learning_rate=5e-3", "optimizer.warmup_steps=0", "validation.interval=0"}, sets));
 }
 
 std::string refusal(const Options& options, const std::string& directory, const std::string& resume = "auto",
@@ -48,8 +49,8 @@ INSTANTIATE_TEST_SUITE_P(Peft, Engines, ::testing::Values("modules", "fused"),
                          [](const auto& engine) { return std::string(engine.param); });
 
 TEST_P(Engines, PrunedRunsResumeBeforeAtAndAfterEachEvent) {
-  expect_resumes(run({"peft.method=dora_adalora", "peft.pruning_steps=[3,7]", "peft.target_budget=20", "ema.enabled=true",
-                      "validation.interval=4"}),
+  expect_resumes(run({"peft.method=dora_adalora", "peft.pruning_steps=[3,7]", "peft.target_budget=20",
+                      "ema.enabled=true", "validation.interval=4"}),
                  {2, 3, 4, 6, 7, 8});
 }
 
@@ -88,8 +89,8 @@ TEST(PeftResume, ConformerAttentionWithOnlineConditioning) {
   const std::string manifest = testing::write_online_pairs(folder.file("online.jsonl"));
   for (const char* dropout : {"0", "0.2"}) {  // through the weights; beside them
     const Options options = adapted_run(
-        {"model.conditioning=online", concat("data.train_manifests=[\"", manifest, "\"]"), "peft.method=dora", "peft.rank=2",
-         "peft.target_modules=[\"attn.c_attn\",\"conditioning_encoder.encoders.*.self_attn.linear_*\"]",
+        {"model.conditioning=online", concat("data.train_manifests=[\"", manifest, "\"]"), "peft.method=dora",
+         "peft.rank=2", "peft.target_modules=[\"attn.c_attn\",\"conditioning_encoder.encoders.*.self_attn.linear_*\"]",
          "peft.conformer_budget_share=0.5", concat("peft.lora_dropout=", dropout), "train.max_steps=4"});
     expect_resumes(options, {2});
     ASSERT_EQ(train_here(options, folder.file(dropout)), ExitStatus::kOk);
@@ -144,11 +145,13 @@ TEST(PeftRun, CompactionReachesMomentsAveragesAndTheFile) {
 
 TEST(PeftRun, TrainsNothingBesideWhatWasNamed) {
   const TemporaryFolder folder;
-  ASSERT_EQ(train_here(adapted_run({"peft.method=lora", "trainable.train=[\"wte\",\"text_head\"]", "trainable.text_rows=new_only",
-                                    "trainable.base_text_rows=160", "optimizer.weight_decay=0.5"}),
+  ASSERT_EQ(train_here(adapted_run({"peft.method=lora", "trainable.train=[\"wte\",\"text_head\"]",
+                                    "trainable.text_rows=new_only", "trainable.base_text_rows=160",
+                                    "optimizer.weight_decay=0.5"}),
                        folder.file("run")),
             ExitStatus::kOk);
-  const LoadedFile before = read_tensor_file(data_path(kBaseWeights)), after = read_tensor_file(folder.file("run/latest.pt"));
+  const LoadedFile before = read_tensor_file(data_path(kBaseWeights)),
+                   after = read_tensor_file(folder.file("run/latest.pt"));
   for (const auto& [key, value] : after.root.at("base_model").entries()) {
     const std::string& name = key.as_string();
     const bool table = starts_with(name, "text_embedding.") || starts_with(name, "text_head.");
@@ -193,23 +196,26 @@ TEST(PeftRefusals, AFullCheckpointWithAdaptersAndTheOtherWayRound) {
   for (const char* part : {"error[CKP010]", "peft.method", "base_model and adapter", "merge", "init.from"}) {
     EXPECT_NE(report.find(part), std::string::npos) << part << "\n" << report;
   }
-  report = refusal(adapted_run({"peft.method=lora"}), folder.file("python"), data_path("fixtures/expected/trainer/latest.pth"));
+  report = refusal(adapted_run({"peft.method=lora"}), folder.file("python"),
+                   data_path("fixtures/expected/trainer/latest.pth"));
   EXPECT_NE(report.find("cannot be continued with adapters"), std::string::npos) << report;
 }
 
 TEST(PeftRefusals, OtherAdapterSettingsAlwaysOtherGroupsUnlessAllowed) {
   const TemporaryFolder folder;
   ASSERT_EQ(train_here(adapted_run({"peft.method=dora"}), folder.file("run"), "auto", 1), ExitStatus::kOk);
-  for (const char* change : {"peft.rank=4", "peft.lora_alpha=3", "peft.rank_pattern={\"attn.c_attn\":2}", "peft.lora_dropout=0.1",
-                             "peft.target_modules=[\"attn.c_attn\"]", "peft.use_rslora=true", "peft.lora_plus_ratio=4"}) {
-    const std::string report =
-        refusal(adapted_run({"peft.method=dora", change}), folder.file("run"), "auto", {"groups", "loss", "schedule", "batch"});
+  for (const char* change :
+       {"peft.rank=4", "peft.lora_alpha=3", "peft.rank_pattern={\"attn.c_attn\":2}", "peft.lora_dropout=0.1",
+        "peft.target_modules=[\"attn.c_attn\"]", "peft.use_rslora=true", "peft.lora_plus_ratio=4"}) {
+    const std::string report = refusal(adapted_run({"peft.method=dora", change}), folder.file("run"), "auto",
+                                       {"groups", "loss", "schedule", "batch"});
     const std::string key = std::string(change).substr(0, std::string(change).find('='));
     EXPECT_NE(report.find("error[CKP010]"), std::string::npos) << report;
     EXPECT_NE(report.find(key + ": checkpoint"), std::string::npos) << report;
   }
-  const Options regrouped = adapted_run({"peft.method=dora", "trainable.train=[\"mel_head\"]",
-                                         R"(optimizer.groups=[{"name":"m","match":["lora_magnitude_vector"],"weight_decay":0}])"});
+  const Options regrouped =
+      adapted_run({"peft.method=dora", "trainable.train=[\"mel_head\"]",
+                   R"(optimizer.groups=[{"name":"m","match":["lora_magnitude_vector"],"weight_decay":0}])"});
   const std::string report = refusal(regrouped, folder.file("run"));
   for (const char* part : {"optimizer.groups", "trainable.train", "--allow-change groups"}) {
     EXPECT_NE(report.find(part), std::string::npos) << report;
@@ -227,14 +233,16 @@ TEST(PeftRefusals, WhatCannotTakeEffect) {
       {{"peft.method=adalora", "peft.pruning_steps=[5,5]"}, "PFT003"},
       {{"peft.method=adalora", "peft.pruning_steps=[50]", "optimizer.total_steps=100"}, "the run ends at step 10"},
       {{"peft.method=adalora", "peft.pruning_steps=[5]", "peft.target_budget=49"}, "out of reach"},
-      {{"peft.method=adalora", "peft.tinit=9", "peft.tfinal=3", "peft.delta_t=1", "peft.target_rank=2"}, "tfinal is a duration"},
+      {{"peft.method=adalora", "peft.tinit=9", "peft.tfinal=3", "peft.delta_t=1", "peft.target_rank=2"},
+       "tfinal is a duration"},
       {{"peft.method=dora", "trainable.train=[\"attn.c_attn\"]"}, "which carries an adapter"},
       {{"peft.method=dora", "peft.target_modules=[\"conditioning_encoder\"]"}, "precomputed conditioning"},
       {{"peft.method=dora", "peft.rank_pattern={\"nothing\":3}"}, "matches none of the adapted modules"},
       {{"peft.method=dora", "peft.lora_dropout=0.1", "train.engine=fused"}, "CFG017"},
       {{"peft.method=lora", concat("init.peft_adapter=", data_path("fixtures/peft/dora"))}, "holds dora adapters"},
       {{concat("init.peft_adapter=", data_path("fixtures/peft/dora"))}, "peft.method is null"},
-      {{"peft.method=adalora", "peft.pruning_steps=[5]", concat("init.peft_adapter=", data_path("fixtures/peft/adalora"))},
+      {{"peft.method=adalora", "peft.pruning_steps=[5]",
+        concat("init.peft_adapter=", data_path("fixtures/peft/adalora"))},
        "allocated already"}};
   for (const auto& [sets, expected] : cases) {
     const std::string report = refusal(adapted_run(sets), folder.file("run"));
@@ -251,8 +259,10 @@ TEST(PeftRefusals, AFrozenTextTableWithTokensTheBaseNeverSaw) {
   for (const char* part : {"error[CFG018]", "never saw", "trainable.train"}) {
     EXPECT_NE(report.find(part), std::string::npos) << report;
   }
-  EXPECT_EQ(train_here(adapted_run(with(sets, {"trainable.train=[\"wte\"]"})), folder.file("a"), "auto", 1), ExitStatus::kOk);
-  EXPECT_EQ(train_here(adapted_run(with(sets, {"peft.target_modules=[\"wte\"]"})), folder.file("b"), "auto", 1), ExitStatus::kOk);
+  EXPECT_EQ(train_here(adapted_run(with(sets, {"trainable.train=[\"wte\"]"})), folder.file("a"), "auto", 1),
+            ExitStatus::kOk);
+  EXPECT_EQ(train_here(adapted_run(with(sets, {"peft.target_modules=[\"wte\"]"})), folder.file("b"), "auto", 1),
+            ExitStatus::kOk);
 }
 
 TEST(Ewc, KeepsTheWeightsNearTheirStart) {
@@ -278,11 +288,12 @@ TEST(Ewc, ATableOfTheFusedEngineForgetsThePullOfTheWindowBefore) {
   const std::string fisher = testing::write_fixture_fisher(folder.file("fisher.pth"), 1);
   std::vector<std::vector<float>> tables;
   for (const char* engine : {"modules", "fused"}) {
-    ASSERT_EQ(train_here(small_run({"ewc.enabled=true", concat("ewc.fisher=", fisher), "ewc.lambda=10", "model.dropout=0",
-                                    "train.max_steps=6", "validation.interval=0", "optimizer.learning_rate=1e-3",
-                                    "optimizer.warmup_steps=0", concat("train.engine=", engine)}),
-                         folder.file(engine)),
-              ExitStatus::kOk);
+    ASSERT_EQ(
+        train_here(small_run({"ewc.enabled=true", concat("ewc.fisher=", fisher), "ewc.lambda=10", "model.dropout=0",
+                              "train.max_steps=6", "validation.interval=0", "optimizer.learning_rate=1e-3",
+                              "optimizer.warmup_steps=0", concat("train.engine=", engine)}),
+                   folder.file(engine)),
+        ExitStatus::kOk);
     const LoadedFile saved = read_tensor_file(folder.file(std::string(engine) + "/latest.pt"));
     tables.push_back(to_float_vector(saved.root.at("model").at("text_embedding.weight").as_tensor()));
   }

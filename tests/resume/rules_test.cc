@@ -56,7 +56,7 @@ const std::map<std::string, std::vector<std::string>>& changes() {
         "model.stop_mel_token=0"}},
       {"order",
        {"train.seed=7", "sampler.mode=buckets", "sampler.boundaries=[8,16]", "sampler.batch_tokens=4000",
-        "sampler.pool=3", "sampler.drop_last=true", "train.batch_size=8" }},
+        "sampler.pool=3", "sampler.drop_last=true", "train.batch_size=8"}},
       {"batch", {"train.grad_accumulation=3"}},
       {"data", {"data.language=en", "data.on_overlong=trim"}},
       {"groups",

@@ -12,8 +12,8 @@
 
 namespace train_gpt_v2::testing {
 
-// Squares of the numbers 0.1, 0.2 … 0.9 in turn as Fisher information of every weight, times `factor` squared, said to be
-// measured at `weight_scale` times the fixtures' weights.
+// Squares of the numbers 0.1, 0.2 … 0.9 in turn as Fisher information of every weight, times `factor` squared, said to
+// be measured at `weight_scale` times the fixtures' weights.
 inline std::string write_fixture_fisher(const std::string& path, double weight_scale, double factor = 1) {
   const LoadedFile file = read_tensor_file(data_path("fixtures/model/gpt.pth"));
   std::vector<std::pair<std::string, at::Tensor>> parameters;
@@ -55,7 +55,8 @@ inline std::string write_smaller_vocabulary(const std::string& path, std::int64_
   for (const auto& [key, value] : file.root.entries()) {
     const std::string& name = key.as_string();
     const bool table = name == "text_embedding.weight" || name == "text_head.weight" || name == "text_head.bias";
-    root.set(name, table ? Value(torch_to_tensor(tensor_to_torch(value.as_tensor()).narrow(0, 0, rows).clone())) : value);
+    root.set(name,
+             table ? Value(torch_to_tensor(tensor_to_torch(value.as_tensor()).narrow(0, 0, rows).clone())) : value);
   }
   write_torch_file(path, root);
   return path;

@@ -37,7 +37,11 @@ inline Options fixture_options(const std::vector<std::string>& sets = {}) {
         {"val_manifests", {data_path("fixtures/data/val_pairs.jsonl")}},
         {"tokenizer", data_path("fixtures/tokenizer/extended.model")}}},
       {"train",
-       {{"batch_size", 3}, {"grad_accumulation", 2}, {"layout", "padded"}, {"loss_normalization", "micro_batch"}, {"log_interval", 1}}},
+       {{"batch_size", 3},
+        {"grad_accumulation", 2},
+        {"layout", "padded"},
+        {"loss_normalization", "micro_batch"},
+        {"log_interval", 1}}},
       {"optimizer", {{"learning_rate", 2e-4}, {"schedule", "hf_cosine"}, {"warmup_steps", 3}, {"total_steps", 40}}},
       {"validation", {{"interval", 6}, {"batch_size", 6}}},
       {"checkpoint", {{"interval", 6}}},
@@ -46,7 +50,8 @@ inline Options fixture_options(const std::vector<std::string>& sets = {}) {
 }
 
 // An order file of the recorded micro-batches from `first` on.
-inline std::string write_order(const TemporaryFolder& folder, const nlohmann::json& micro_batches, std::size_t first = 0) {
+inline std::string write_order(const TemporaryFolder& folder, const nlohmann::json& micro_batches,
+                               std::size_t first = 0) {
   std::string lines;
   for (std::size_t i = first; i < micro_batches.size(); ++i) lines += micro_batches[i].at("ids").dump() + "\n";
   return folder.write("order.jsonl", lines);
