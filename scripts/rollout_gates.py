@@ -157,7 +157,7 @@ class Rollout:
         command = [self.options.program, "--config", self.options.config, "--output-dir", folder, "--resume", resume or self.options.resume,
                    "--device", self.options.device, "-q", "--max-steps", str(self.start + steps), "--allow-change", "order"]
         fixed = {"train.log_interval": "1", "train.deterministic": "true", "checkpoint.interval": str(max(1, steps // 5)),
-                 "logging.tensorboard": "false", "logging.progress": "off"}
+                 "logging.tensorboard": "false", "logging.progress": "off", "sampling.interval": "0"}
         command += self.extra() + [part for item in {**fixed, **settings}.items() for part in ("--set", "%s=%s" % item)]
         say(label + ": " + " ".join("%s=%s" % item for item in settings.items()))
         limit = self.options.timeout if control is None else min(self.options.timeout, 120 + 5 * control.seconds)
