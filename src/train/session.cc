@@ -233,11 +233,11 @@ void Session::load_base_weights() {
   how.source = path;
   how.new_rows = parse_new_rows(options_.init.new_rows);
   how.seed = static_cast<std::uint64_t>(options_.train.seed);
+  std::unique_ptr<Tokenizer> base;  // how.vocabulary refers to it
   const Value* table = find_model_dict(file.root, path).find("text_embedding.weight");
   if (tokenizer_ && table) {
     const auto& shape = table->as_tensor("text_embedding.weight").shape;
     const std::int64_t base_pieces = shape.empty() ? 0 : shape[0] - 1;  // the last row is spare
-    std::unique_ptr<Tokenizer> base;
     if (!options_.data.base_tokenizer.empty()) base = std::make_unique<Tokenizer>(options_.data.base_tokenizer);
     how.vocabulary = make_vocabulary(*tokenizer_, base.get(), base_pieces);
   }

@@ -88,10 +88,11 @@ TEST(PeftResume, ConformerAttentionWithOnlineConditioning) {
   const TemporaryFolder folder;
   const std::string manifest = testing::write_online_pairs(folder.file("online.jsonl"));
   for (const char* dropout : {"0", "0.2"}) {  // through the weights; beside them
-    const Options options = adapted_run(
-        {"model.conditioning=online", concat("data.train_manifests=[\"", manifest, "\"]"), "peft.method=dora",
-         "peft.rank=2", "peft.target_modules=[\"attn.c_attn\",\"conditioning_encoder.encoders.*.self_attn.linear_*\"]",
-         "peft.conformer_budget_share=0.5", concat("peft.lora_dropout=", dropout), "train.max_steps=4"});
+    const Options options =
+        adapted_run({"model.conditioning=online", concat("data.train_manifests=[\"", manifest, "\"]"),
+                     "data.val_manifests=[]", "peft.method=dora", "peft.rank=2",
+                     "peft.target_modules=[\"attn.c_attn\",\"conditioning_encoder.encoders.*.self_attn.linear_*\"]",
+                     "peft.conformer_budget_share=0.5", concat("peft.lora_dropout=", dropout), "train.max_steps=4"});
     expect_resumes(options, {2});
     ASSERT_EQ(train_here(options, folder.file(dropout)), ExitStatus::kOk);
     const LoadedFile saved = read_tensor_file(folder.file(concat(dropout, "/latest.pt")));

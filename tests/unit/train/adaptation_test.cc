@@ -31,8 +31,8 @@ Options adapted(const std::string& method) {
   return options;
 }
 
-struct Run {
-  explicit Run(const Options& given)
+struct AdaptedRun {
+  explicit AdaptedRun(const Options& given)
       : options(given),
         model(given.model),
         adaptation((initialise(model, 3), model), given, nullptr, /*total_steps=*/10, /*goal_step=*/10),
@@ -75,7 +75,7 @@ TEST(AdapterGroups, CoverEveryTensorOnceAndFollowPatternsLayersAndLoraPlus) {
   options.optimizer.layer_lr_decay = 0.5;
   options.peft.lora_plus_ratio = 4;
   options.optimizer.groups = {{"scalars", {"lora_magnitude_vector"}, 2e-5, std::nullopt, 0.0}};
-  const Run run(options);
+  const AdaptedRun run(options);
   std::vector<int> seen(run.parameters.tensors.size(), 0);
   std::map<std::string, double> rates;
   for (const ParameterGroup& group : run.parameters.groups) {
@@ -96,7 +96,7 @@ TEST(AdapterGroups, CoverEveryTensorOnceAndFollowPatternsLayersAndLoraPlus) {
 TEST(Adaptation, TheLossScaleIsNoPartOfTheGradients) {
   std::vector<std::vector<at::Tensor>> grads;
   for (const double scale : {1.0, 1024.0}) {
-    Run run(adapted("dora_adalora"));
+    AdaptedRun run(adapted("dora_adalora"));
     run.gradients(scale);
     run.optimizer.unscale_and_clip(1 / scale, 0, false, /*in_place=*/true);
     grads.emplace_back();
@@ -111,7 +111,7 @@ TEST(Adaptation, TheLossScaleIsNoPartOfTheGradients) {
 }
 
 TEST(Adaptation, AWindowThatIsNotSteppedLeavesNoTrace) {
-  Run run(adapted("dora_adalora"));
+  AdaptedRun run(adapted("dora_adalora"));
   run.step(1);
   Value before = Value::dict();
   run.adaptation.save_state(before, run.parameters);
@@ -132,7 +132,7 @@ TEST(Adaptation, AWindowThatIsNotSteppedLeavesNoTrace) {
 }
 
 TEST(Adaptation, MomentsAndAveragesKeepTheIndicesOfTheirTensors) {
-  Run run(adapted("dora_adalora"));
+  AdaptedRun run(adapted("dora_adalora"));
   ASSERT_FALSE(run.step(1));
   // Like step(2), but with the state before pruning kept.
   run.gradients(1);
@@ -171,7 +171,7 @@ TEST(Adaptation, MomentsAndAveragesKeepTheIndicesOfTheirTensors) {
 TEST(Adaptation, SoftMasksReachTheAverage) {
   Options options = adapted("adalora");
   options.peft.compaction = "soft";
-  Run run(options);
+  AdaptedRun run(options);
   run.step(1);
   const auto pruned = run.step(2);
   ASSERT_TRUE(pruned);

@@ -22,7 +22,7 @@ ParameterSet two_groups(torch::Tensor& table) {
   table = filled("table", {50, 33}, 1);
   const auto add = [&](const std::string& name, const torch::Tensor& value, int group) {
     set.groups[static_cast<std::size_t>(group)].members.push_back(static_cast<int>(set.tensors.size()));
-    set.tensors.push_back({name, value, torch::zeros(value.sizes()), 0, group});
+    set.tensors.push_back({name, value, torch::zeros(value.sizes()), 0, group, std::nullopt});
     set.all_names.push_back(name);
   };
   set.groups = {{"slow", 1e-3, 0.1, {}}, {"fast", 2e-2, 0.0, {}}};
