@@ -133,6 +133,9 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"IO006", kBadData, "a .npy file is malformed or of a kind that is not read",
      "Little-endian int16/32/64, uint8/16 and float16/32/64 arrays in C order are read. Save the array again with "
      "numpy.save(path, numpy.ascontiguousarray(array).astype(type))."},
+    {"IO008", kIo, "a file was cut short while it was being read",
+     "Another program truncated or rewrote an input in place. Restore it and run the same command again; to change inputs of "
+     "a running training, write a new file and rename it over the old one."},
     {"IO007", kIo, "the vocoder command failed",
      "The codes are written all the same. Run the command by hand on one of the .npy files to see what it says."},
     // --- PFT, EWC: adapters and forgetting

@@ -4,13 +4,17 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
+#include <c10/util/Exception.h>
+
 #include <cstdlib>
+#include <new>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
 
 #ifdef TGV2_CUDA_API
 #include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <cuda_runtime_api.h>
 #endif
 
@@ -80,6 +84,24 @@ void configure_compute(const TrainOptions& options, at::Device device) {
     at::globalContext().setDeterministicFillUninitializedMemory(false);
   }
   at::globalContext().setFloat32MatmulPrecision(options.tf32 ? "high" : "highest");
+}
+
+bool is_out_of_memory(const std::exception& failure) {
+  if (dynamic_cast<const std::bad_alloc*>(&failure) || dynamic_cast<const c10::OutOfMemoryError*>(&failure)) return true;
+  if (!dynamic_cast<const c10::Error*>(&failure)) return false;
+  // LibTorch has no type of its own for these.
+  const std::string_view what = failure.what();
+  for (const std::string_view sign : {"DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
+                                      "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"}) {
+    if (what.find(sign) != std::string_view::npos) return true;
+  }
+  return false;
+}
+
+void release_cached_memory() {
+#ifdef TGV2_CUDA_API
+  if (at::hasCUDA() && c10::cuda::CUDACachingAllocator::allocator.load()) c10::cuda::CUDACachingAllocator::emptyCache();
+#endif
 }
 
 }  // namespace train_gpt_v2

@@ -4,7 +4,7 @@
 //
 // A checkpoint is one file model_step{N}.pth in torch.save format, published whole or not at all. An old one is deleted
 // only when `keep` newer ones exist (so never what the run resumed from before that) and the newest has been read back
-// and verified; best files, pinned steps and files that are not ours by name are never touched.
+// and verified; temporary files of a killed process are removed when the next one begins; best files, pinned steps and files that are not ours by name are never touched.
 //
 // Threads: one owner; the writer thread is internal. A failed save is reported, training goes on; the third in a row
 // makes submit() throw.
@@ -35,6 +35,7 @@ struct SaveJob {
 struct SaveResult {
   std::int64_t step = 0;
   std::string path;
+  bool is_step_checkpoint = true;
   std::uint64_t bytes = 0;
   double seconds = 0;
   std::string error;  // empty: done
@@ -59,6 +60,7 @@ class CheckpointStore {
   static std::string step_file_name(std::int64_t step);
 
  private:
+  void remove_leftovers() const;
   void run(SaveJob job);
   void rotate(std::int64_t newest);
   void worker();

@@ -3,6 +3,7 @@
 
 #include <torch/types.h>
 
+#include <exception>
 #include <string>
 
 #include "train_gpt_v2/config/options.h"
@@ -18,5 +19,11 @@ std::string describe_device(at::Device device);
 
 // Threads, TF32 and determinism switches; call once before the first tensor work.
 void configure_compute(const TrainOptions& options, at::Device device);
+
+// Whether a failure says that host or device memory was too small (std::bad_alloc, LibTorch's allocators, cuBLAS).
+bool is_out_of_memory(const std::exception& failure);
+
+// Gives memory that LibTorch keeps for reuse back to the device.
+void release_cached_memory();
 
 }  // namespace train_gpt_v2
