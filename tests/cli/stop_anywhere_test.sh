@@ -9,8 +9,8 @@ program=${TGV2_BINARY:?ctest sets it}
 stops=${1:-8}
 
 # Validation and saving take a large part of the time, so that signals meet them.
-write_config "$work/run.json" '{"train": {"max_steps": 120, "log_interval": 10, "grad_accumulation": 2},
-  "validation": {"interval": 4, "text_usage_gap": true}, "checkpoint": {"interval": 2}, "ema": {"enabled": true}}'
+write_config "$work/run.json" '{"train": {"max_steps": 400, "log_interval": 20, "grad_accumulation": 2},
+  "validation": {"interval": 10, "text_usage_gap": true}, "optimizer": {"warmup_steps": 5}, "checkpoint": {"interval": 5}, "ema": {"enabled": true}}'
 "$program" --config "$work/run.json" --output-dir "$work/whole" --device cpu -q
 
 signals=(TERM INT HUP USR1)
