@@ -84,8 +84,10 @@ void add_train(CLI::App& app, ExitStatus& status) {
   command->add_option("--allow-change", arguments->allow,
                       "let this differ from the checkpoint: batch, order, data, groups, precision, schedule, loss")
       ->allow_extra_args(false);
-  command->add_option("--hang-seconds", arguments->hang_seconds,
-                      "leave with status 83 when nothing moved for so long (no micro-batch, no sample, no save); 0 = never")
+  command
+      ->add_option(
+          "--hang-seconds", arguments->hang_seconds,
+          "leave with status 83 when nothing moved for so long (no micro-batch, no sample, no save); 0 = never")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_flag("--dry-run", arguments->dry_run, "everything up to the first step, then stop");

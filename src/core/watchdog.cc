@@ -53,7 +53,8 @@ void Watchdog::leave(double idle) {
   Error error("HNG001", concat("nothing has moved for ", human_duration(idle)));
   std::move(error).at(doing_.load(std::memory_order_relaxed));
   if (!what_.empty()) std::move(error).detail(what_);
-  std::move(error).fix("run the same command again: it continues from the newest checkpoint; --hang-seconds N waits longer");
+  std::move(error).fix(
+      "run the same command again: it continues from the newest checkpoint; --hang-seconds N waits longer");
   // The thread that hangs may hold the log's lock (a log file on a dead network share): not waited for without end.
   std::atomic<bool> written{false};
   std::thread writer([&written, report = error.report()] {

@@ -87,12 +87,14 @@ void configure_compute(const TrainOptions& options, at::Device device) {
 }
 
 bool is_out_of_memory(const std::exception& failure) {
-  if (dynamic_cast<const std::bad_alloc*>(&failure) || dynamic_cast<const c10::OutOfMemoryError*>(&failure)) return true;
+  if (dynamic_cast<const std::bad_alloc*>(&failure) || dynamic_cast<const c10::OutOfMemoryError*>(&failure))
+    return true;
   if (!dynamic_cast<const c10::Error*>(&failure)) return false;
   // LibTorch has no type of its own for these.
   const std::string_view what = failure.what();
-  for (const std::string_view sign : {"DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
-                                      "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"}) {
+  for (const std::string_view sign :
+       {"DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory",
+        "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"}) {
     if (what.find(sign) != std::string_view::npos) return true;
   }
   return false;

@@ -114,7 +114,9 @@ EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const
     if (options_.validation.text_usage_gap) {
       Batch after;
       validation_.load(plan_.batch((i + 1) % plan_.size()).front(), after);
-      other_text_loss += evaluate_in_memory(engine, with_next_text(batch, after), false, options_.model, limit).values[1].item<double>();
+      other_text_loss += evaluate_in_memory(engine, with_next_text(batch, after), false, options_.model, limit)
+                             .values[1]
+                             .item<double>();
     }
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

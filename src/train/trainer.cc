@@ -116,7 +116,8 @@ bool Trainer::train_window(const Window& window) {
   if (losses.stopped) return false;
   const double loss = losses.loss;
   if (losses.retries > 0) {
-    parts_.reporter.event(state_.step, "out_of_memory", {{"retries", losses.retries}, {"too_many_positions", memory_.too_many}});
+    parts_.reporter.event(state_.step, "out_of_memory",
+                          {{"retries", losses.retries}, {"too_many_positions", memory_.too_many}});
   }
   adaptation.complete_gradients(loss_scale);
   {

@@ -73,7 +73,8 @@ WindowLosses try_window(Engine& engine, const std::vector<WindowPart>& parts, do
     if (part.batch->count() == 0) continue;  // every sample of it was bad and is skipped
     in_parts(*part.batch, 0, model, limit, [&](const Batch& batch, std::int64_t first) {
       DropoutKey key = part.key;
-      key.seed += static_cast<std::uint64_t>(first) << 32;  // rows are counted within the part; the first keeps its masks
+      key.seed += static_cast<std::uint64_t>(first)
+                  << 32;  // rows are counted within the part; the first keeps its masks
       const LossSums sums = within_memory(batch, model, limit, [&](const Batch& it) {
         return engine.forward_backward(it, key, part.text_scale * loss_scale, part.mel_scale * loss_scale);
       });

@@ -24,7 +24,9 @@ namespace {
 
 using Input = std::span<const std::uint8_t>;
 
-std::string_view text_of(Input input) { return {reinterpret_cast<const char*>(input.data()), input.size()}; }
+std::string_view text_of(Input input) {
+  return {reinterpret_cast<const char*>(input.data()), input.size()};
+}
 
 // A file in memory that holds the input: readers take paths. One for all inputs, rewritten each time.
 const std::string& as_file(std::string_view bytes) {
@@ -47,7 +49,9 @@ void touch(const Tensor& tensor) {
 
 void touch(const Value& value) {
   switch (value.kind()) {
-    case Value::Kind::kTensor: touch(value.as_tensor()); break;
+    case Value::Kind::kTensor:
+      touch(value.as_tensor());
+      break;
     case Value::Kind::kDict:
       for (const Value::Entry& entry : value.entries()) touch(entry.value);
       break;
@@ -56,7 +60,8 @@ void touch(const Value& value) {
     case Value::Kind::kOpaque:
       for (const Value& item : value.items()) touch(item);
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -72,7 +77,9 @@ void read_archive(std::string_view bytes) {
   }
 }
 
-void fuzz_npy(Input input) { touch(read_npy(as_file(text_of(input)))); }
+void fuzz_npy(Input input) {
+  touch(read_npy(as_file(text_of(input))));
+}
 
 void fuzz_manifest(Input input) {
   static RecordParser parser;
@@ -98,7 +105,9 @@ void fuzz_config(Input input) {
   if (effective_json(load_config_json(effective, "effective.json").options) != effective) std::abort();
 }
 
-void fuzz_zip(Input input) { read_archive(text_of(input)); }
+void fuzz_zip(Input input) {
+  read_archive(text_of(input));
+}
 
 // The input is data.pkl of an archive without checksums, so that mutations reach the pickle machine.
 void fuzz_pickle(Input input) {
@@ -113,14 +122,18 @@ void fuzz_safetensors(Input input) {
   for (const auto& [name, tensor] : read_safetensors(as_file(text_of(input))).tensors) touch(tensor);
 }
 
-void fuzz_tokenizer(Input input) { scan_tokenizer_model(std::string(text_of(input)), "fuzz.model"); }
+void fuzz_tokenizer(Input input) {
+  scan_tokenizer_model(std::string(text_of(input)), "fuzz.model");
+}
 
 void fuzz_cases(Input input) {
   static const ModelOptions model;
   read_cases(as_file(text_of(input)), {model, nullptr, "", "pair"});
 }
 
-void fuzz_sheet(Input input) { parse_listening_sheet(text_of(input)); }
+void fuzz_sheet(Input input) {
+  parse_listening_sheet(text_of(input));
+}
 
 constexpr auto kTargets = std::to_array<Target>({
     {"npy", fuzz_npy},
@@ -136,7 +149,9 @@ constexpr auto kTargets = std::to_array<Target>({
 
 }  // namespace
 
-std::span<const Target> targets() { return kTargets; }
+std::span<const Target> targets() {
+  return kTargets;
+}
 
 const Target* find_target(std::string_view name) {
   for (const Target& target : kTargets) {

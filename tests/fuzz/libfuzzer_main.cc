@@ -1,4 +1,5 @@
-// libFuzzer's entry points (preset fuzz, clang). The target is named by TGV2_FUZZ_TARGET; scripts/fuzz.sh runs them all.
+// libFuzzer's entry points (preset fuzz, clang). The target is named by TGV2_FUZZ_TARGET; scripts/fuzz.sh runs them
+// all.
 #include <cstdio>
 #include <cstdlib>
 

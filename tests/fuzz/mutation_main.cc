@@ -22,20 +22,21 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMaxInput = 1 << 16;
-constexpr double kSlow = 2;                 // seconds one input may take (a loaded machine with sanitizers)
+constexpr double kSlow = 2;  // seconds one input may take (a loaded machine with sanitizers)
 constexpr long kMaxMemoryKiB = 1024 * 1024;
 
 // Numbers at which readers go wrong, in the widths that formats use.
-constexpr std::uint64_t kInteresting[] = {0,          1,          0x7F,       0x80,      0xFF,         0x7FFF,
-                                          0xFFFF,     0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF,
-                                          ~0ull,      1ull << 40, 1ull << 60, 4096,      0x10000};
+constexpr std::uint64_t kInteresting[] = {
+    0,     1,          0x7F,       0x80, 0xFF,   0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF,
+    ~0ull, 1ull << 40, 1ull << 60, 4096, 0x10000};
 
 std::string mutate(const std::vector<std::string>& seeds, RandomStream& random) {
   std::string bytes = seeds[random.below(seeds.size())];
   const std::uint64_t changes = 1 + random.below(6);
   for (std::uint64_t i = 0; i < changes; ++i) {
     const std::size_t at = random.below(bytes.size() + 1);
-    const std::size_t length = std::min<std::size_t>(1 + random.below(random.below(8) == 0 ? 256 : 8), bytes.size() - at);
+    const std::size_t length =
+        std::min<std::size_t>(1 + random.below(random.below(8) == 0 ? 256 : 8), bytes.size() - at);
     switch (random.below(8)) {
       case 0:
         if (at < bytes.size()) bytes[at] = static_cast<char>(bytes[at] ^ (1 << random.below(8)));
@@ -43,10 +44,18 @@ std::string mutate(const std::vector<std::string>& seeds, RandomStream& random) 
       case 1:
         if (at < bytes.size()) bytes[at] = static_cast<char>(random.below(256));
         break;
-      case 2: bytes.erase(at, length); break;
-      case 3: bytes.insert(at, 1 + random.below(4), static_cast<char>(random.below(256))); break;
-      case 4: bytes.insert(at, bytes.substr(random.below(bytes.size() + 1), length)); break;
-      case 5: bytes.resize(at); break;
+      case 2:
+        bytes.erase(at, length);
+        break;
+      case 3:
+        bytes.insert(at, 1 + random.below(4), static_cast<char>(random.below(256)));
+        break;
+      case 4:
+        bytes.insert(at, bytes.substr(random.below(bytes.size() + 1), length));
+        break;
+      case 5:
+        bytes.resize(at);
+        break;
       case 6: {
         const std::uint64_t number = kInteresting[random.below(std::size(kInteresting))];
         const std::size_t width = std::min<std::size_t>(std::size_t{1} << random.below(4), bytes.size() - at);
@@ -95,7 +104,8 @@ int fuzz(const Target& target, const std::string& corpus, double seconds, const 
       reason = failure.what();
     }
     rusage usage{};
-    if (runs % 256 == 0 && ::getrusage(RUSAGE_SELF, &usage) == 0 && usage.ru_maxrss > kMaxMemoryKiB) reason = "much memory";
+    if (runs % 256 == 0 && ::getrusage(RUSAGE_SELF, &usage) == 0 && usage.ru_maxrss > kMaxMemoryKiB)
+      reason = "much memory";
     if (!reason.empty()) {
       write_file_atomically(last_input, input);
       std::cerr << target.name << ": FINDING: " << reason << "; the input is in " << last_input << "\n";
@@ -129,6 +139,7 @@ int main(int argc, char** argv) {
   if (chosen.empty()) chosen.assign(fuzz::targets().begin(), fuzz::targets().end());
   const double each = std::strtod(argv[2], nullptr) / static_cast<double>(chosen.size());
   int findings = 0;
-  for (const fuzz::Target& target : chosen) findings += fuzz::fuzz(target, argv[1], each, std::string(target.name) + ".finding");
+  for (const fuzz::Target& target : chosen)
+    findings += fuzz::fuzz(target, argv[1], each, std::string(target.name) + ".finding");
   return findings > 0 ? 1 : 0;
 }

@@ -19,7 +19,9 @@ inline bool full_counts() {
   const char* wanted = std::getenv("TGV2_RELIABILITY");
   return wanted && std::string(wanted) == "full";
 }
-inline std::int64_t cases(std::int64_t full, std::int64_t part) { return full_counts() ? full : part; }
+inline std::int64_t cases(std::int64_t full, std::int64_t part) {
+  return full_counts() ? full : part;
+}
 
 // One line of the table that scripts/reliability.sh prints.
 inline void figure(const std::string& what, std::int64_t tried, std::int64_t lost, std::int64_t undetected) {

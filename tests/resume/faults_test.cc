@@ -1,5 +1,5 @@
-// Faults in the middle of training: full disks, bad and vanishing data, signals that meet them. Nothing that was trained
-// is lost, and nothing is called done that is not on disk.
+// Faults in the middle of training: full disks, bad and vanishing data, signals that meet them. Nothing that was
+// trained is lost, and nothing is called done that is not on disk.
 #include <gmock/gmock.h>
 #include <unistd.h>
 
@@ -39,14 +39,16 @@ class FullDisk : public FileOps {
 };
 
 Options short_run(const std::vector<std::string>& sets = {}) {
-  std::vector<std::string> all = {"train.layout=packed", "train.max_steps=6",      "optimizer.total_steps=6",
+  std::vector<std::string> all = {"train.layout=packed",         "train.max_steps=6",      "optimizer.total_steps=6",
                                   "optimizer.schedule=constant", "validation.interval=0",  "checkpoint.interval=2",
                                   "train.grad_accumulation=1",   "data.prefetch_batches=1"};
   all.insert(all.end(), sets.begin(), sets.end());
   return fixture_options(all);
 }
 
-std::int64_t step_in(const std::string& path) { return read_tensor_file(path).root.at("step").as_int(); }
+std::int64_t step_in(const std::string& path) {
+  return read_tensor_file(path).root.at("step").as_int();
+}
 
 std::size_t events(const std::string& directory, const std::string& name) {
   std::size_t count = 0;
@@ -122,7 +124,8 @@ TEST(Faults, StoppedBySignalAndNotSavedIsNot143) {
 
 // The fixtures' data in a folder of its own, to be spoilt.
 std::string own_data(const TemporaryFolder& folder) {
-  std::filesystem::copy(testing::data_path("fixtures/data"), folder.file("data"), std::filesystem::copy_options::recursive);
+  std::filesystem::copy(testing::data_path("fixtures/data"), folder.file("data"),
+                        std::filesystem::copy_options::recursive);
   return R"(data.train_manifests=[")" + folder.file("data/train_pairs.jsonl") + R"("])";
 }
 
@@ -135,7 +138,8 @@ TEST(Faults, ABadSampleLostTheStepsBeforeIt) {
   std::ifstream lines(folder.file("data/train_pairs.jsonl"));
   std::string line;
   for (int i = 0; i < 12; ++i) std::getline(lines, line);
-  const std::string codes = folder.file("data/") + nlohmann::json::parse(line).at("target_codes_path").get<std::string>();
+  const std::string codes =
+      folder.file("data/") + nlohmann::json::parse(line).at("target_codes_path").get<std::string>();
   std::filesystem::rename(codes, codes + ".away");
   const std::string code = error_of(short_run(sets), folder.file("run"));
   EXPECT_THAT(code, ::testing::AnyOf("IO001", "DAT006"));
@@ -145,7 +149,8 @@ TEST(Faults, ABadSampleLostTheStepsBeforeIt) {
 
   std::filesystem::rename(codes + ".away", codes);
   ASSERT_EQ(train_here(short_run(sets), folder.file("run")), ExitStatus::kOk);
-  const LoadedFile whole = read_tensor_file(folder.file("whole/latest.pt")), run = read_tensor_file(folder.file("run/latest.pt"));
+  const LoadedFile whole = read_tensor_file(folder.file("whole/latest.pt")),
+                   run = read_tensor_file(folder.file("run/latest.pt"));
   EXPECT_TRUE(identical(whole.root.at("model"), run.root.at("model")));
   EXPECT_TRUE(identical(whole.root.at("optimizer"), run.root.at("optimizer")));
 }
@@ -178,10 +183,12 @@ TEST(Faults, ARewrittenManifestIsNoticed) {
   // In place and of the same size: the first character of every id becomes another.
   FullDisk disk("model_step2.pth.tmp", 0, [&] {
     std::string content = read_file(manifest, 1 << 20);
-    for (std::size_t at = content.find("\"id\": \""); at != std::string::npos; at = content.find("\"id\": \"", at + 1)) {
+    for (std::size_t at = content.find("\"id\": \""); at != std::string::npos;
+         at = content.find("\"id\": \"", at + 1)) {
       content[at + 7] = 'X';
     }
-    std::fstream(manifest, std::ios::in | std::ios::out).write(content.data(), static_cast<std::streamsize>(content.size()));
+    std::fstream(manifest, std::ios::in | std::ios::out)
+        .write(content.data(), static_cast<std::streamsize>(content.size()));
   });
   const ScopedFileOps scope(disk);
   EXPECT_EQ(error_of(short_run({set, "train.max_steps=200"}), folder.file("run")), "DAT001");

@@ -3,9 +3,9 @@
 //
 // Whoever works calls alive() now and then. When no call came for `seconds`, the watchdog prints error HNG001 with what
 // was going on and leaves with status 83; nothing is saved, because the thread that hangs may hold the state. A rerun
-// continues from the newest checkpoint. Time is counted in ticks of the watchdog's own thread, so that neither a stopped
-// process (SIGSTOP, a suspended machine) nor a clock that is set looks like a hang.
-// Threads: alive() and describe() may be called from any thread.
+// continues from the newest checkpoint. Time is counted in ticks of the watchdog's own thread, so that neither a
+// stopped process (SIGSTOP, a suspended machine) nor a clock that is set looks like a hang. Threads: alive() and
+// describe() may be called from any thread.
 
 #include <atomic>
 #include <condition_variable>

@@ -4,7 +4,8 @@
 //
 // A checkpoint is one file model_step{N}.pth in torch.save format, published whole or not at all. An old one is deleted
 // only when `keep` newer ones exist (so never what the run resumed from before that) and the newest has been read back
-// and verified; temporary files of a killed process are removed when the next one begins; best files, pinned steps and files that are not ours by name are never touched.
+// and verified; temporary files of a killed process are removed when the next one begins; best files, pinned steps and
+// files that are not ours by name are never touched.
 //
 // Threads: one owner; the writer thread is internal. A failed save is reported, training goes on; the third in a row
 // makes submit() throw.

@@ -51,8 +51,8 @@ class Trainer {
   explicit Trainer(TrainerParts parts);
 
   // Trains until there is a reason to stop; saves, and writes DONE where the run's own goal is reached.
-  // Throws NUM001 when steps stay non-finite, MEM001 when a single sample does not fit, IO002 when the state could not be
-  // saved at the end, and what the loader throws; except after NUM001 the state reached is saved before it leaves.
+  // Throws NUM001 when steps stay non-finite, MEM001 when a single sample does not fit, IO002 when the state could not
+  // be saved at the end, and what the loader throws; except after NUM001 the state reached is saved before it leaves.
   TrainOutcome run();
 
  private:

@@ -2,9 +2,9 @@
 // Forward and backward over the micro-batches of one accumulation window, whatever the memory allows.
 //
 // Where an executor runs out of memory, the window begins again and the micro-batch that did not fit runs in two halves
-// of its samples (again in halves if need be). The plan and the loss factors stay those of the whole micro-batch, so the
-// packed layout without dropout gives the same gradients up to rounding; dropout masks of later parts are drawn anew, and
-// in the padded layout a half is padded to its own longest sample. What did not fit is remembered, so later
+// of its samples (again in halves if need be). The plan and the loss factors stay those of the whole micro-batch, so
+// the packed layout without dropout gives the same gradients up to rounding; dropout masks of later parts are drawn
+// anew, and in the padded layout a half is padded to its own longest sample. What did not fit is remembered, so later
 // micro-batches of that size are halved at once.
 // Errors: MEM001 where a single sample does not fit. Threads: one.
 

@@ -19,7 +19,8 @@ namespace {
 // Runs out of memory from so many positions on, in the middle of backward: after the gradients were touched.
 class SmallMemory final : public Engine {
  public:
-  SmallMemory(Engine& inner, const ModelOptions& model, std::int64_t room) : inner_(inner), model_(model), room_(room) {}
+  SmallMemory(Engine& inner, const ModelOptions& model, std::int64_t room)
+      : inner_(inner), model_(model), room_(room) {}
   std::string name() const override { return "small"; }
   void begin_window() override { inner_.begin_window(); }
   LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) override {
@@ -89,7 +90,9 @@ class OutOfMemory : public ::testing::TestWithParam<const char*> {
   Batch batches_[2];
 };
 
-bool never() { return false; }
+bool never() {
+  return false;
+}
 
 TEST_P(OutOfMemory, HalvesGiveTheGradientsOfTheWhole) {
   MemoryLimit unlimited;
