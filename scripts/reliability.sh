@@ -87,7 +87,8 @@ step_crash() { build release reliability_test && gtest $release/reliability_test
 step_corruption() {
   build release reliability_test io_test data_test || return
   gtest $release/reliability_test 'Corruption.*' 'corruption'
-  gtest $release/io_test 'HostileFile.*:Safetensors.*:Npy.*' 'hostile files and allocation bombs'
+  gtest $release/reliability_test 'Bombs.*' 'allocation bombs'
+  gtest $release/io_test 'HostileFile.*:Safetensors.*:Npy.*' 'hostile files'
 }
 step_kill() { build release train_gpt_v2 && script 'trainer: kill -9' bash tests/cli/kill_resume_test.sh "$(pick 200 12)"; }
 step_stop() {
@@ -96,9 +97,11 @@ step_stop() {
   script 'trainer: stopped at random moments' bash tests/cli/stop_anywhere_test.sh "$(pick 60 12)"
 }
 step_faults() {
-  build release resume_test train_test core_test || return
+  build release train_gpt_v2 resume_test train_test core_test || return
   gtest $release/resume_test 'Faults.*' 'faults in training'
   gtest $release/train_test '*OutOfMemory*:CheckpointStore.*:TensorBoard.*Full*' 'memory and disk too small'
+  script 'a full disk (tmpfs)' bash tests/cli/full_disk_test.sh
+  script 'a data file that never opens' bash tests/cli/hang_test.sh
   gtest $release/core_test 'Watchdog.*:LostPages.*:RunLock.*' 'hangs, lost pages, run lock'
 }
 step_restart() {
