@@ -65,9 +65,11 @@ void in_parts(const Batch& batch, std::int64_t first, const ModelOptions& model,
 }
 
 WindowLosses try_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
-                        const ModelOptions& model, MemoryLimit& limit, const std::function<bool()>& stop) {
+                        const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
+                        const std::function<bool()>& stop) {
   WindowLosses losses;
   engine.begin_window();
+  begin();
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const WindowPart& part = parts[i];
     if (part.batch->count() == 0) continue;  // every sample of it was bad and is skipped
@@ -116,10 +118,11 @@ Batch slice(const Batch& batch, std::int64_t first, std::int64_t count) {
 }
 
 WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
-                        const ModelOptions& model, MemoryLimit& limit, const std::function<bool()>& stop) {
+                        const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
+                        const std::function<bool()>& stop) {
   for (std::int64_t retries = 0;; ++retries) {
     try {
-      WindowLosses losses = try_window(engine, parts, loss_scale, model, limit, stop);
+      WindowLosses losses = try_window(engine, parts, loss_scale, model, limit, begin, stop);
       losses.retries = retries;
       return losses;
     } catch (const TryAgain&) {

@@ -39,9 +39,11 @@ struct MemoryLimit {
   std::int64_t too_many = std::numeric_limits<std::int64_t>::max();
 };
 
-// `loss_scale` is the gradient scaler's. `stop` is asked after every micro-batch but the last.
+// `loss_scale` is the gradient scaler's. `begin` is called whenever the window begins (anew), behind the engine's
+// begin_window(). `stop` is asked after every micro-batch but the last.
 WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
-                        const ModelOptions& model, MemoryLimit& limit, const std::function<bool()>& stop);
+                        const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
+                        const std::function<bool()>& stop);
 
 // The same for one batch of a validation.
 LossSums evaluate_in_memory(Engine& engine, const Batch& batch, bool per_sample, const ModelOptions& model,

@@ -90,19 +90,20 @@ class OutOfMemory : public ::testing::TestWithParam<const char*> {
   Batch batches_[2];
 };
 
+void nothing() {}
 bool never() {
   return false;
 }
 
 TEST_P(OutOfMemory, HalvesGiveTheGradientsOfTheWhole) {
   MemoryLimit unlimited;
-  const WindowLosses whole = run_window(*engine_, parts(), 1, options_.model, unlimited, never);
+  const WindowLosses whole = run_window(*engine_, parts(), 1, options_.model, unlimited, nothing, never);
   const auto expected = gradients();
   const std::int64_t positions = real_positions(batches_[0], options_.model);
 
   SmallMemory small(*engine_, options_.model, positions / 3);
   MemoryLimit limit;
-  const WindowLosses halved = run_window(small, parts(), 1, options_.model, limit, never);
+  const WindowLosses halved = run_window(small, parts(), 1, options_.model, limit, nothing, never);
   EXPECT_GE(halved.retries, 2);  // a half is still too much
   EXPECT_LT(limit.too_many, positions);
   EXPECT_NEAR(halved.loss, whole.loss, 1e-6 * std::abs(whole.loss));
@@ -117,7 +118,7 @@ TEST_P(OutOfMemory, HalvesGiveTheGradientsOfTheWhole) {
 
   // What did not fit once is not tried again.
   const int failures = small.failures();
-  EXPECT_EQ(run_window(small, parts(), 1, options_.model, limit, never).retries, 0);
+  EXPECT_EQ(run_window(small, parts(), 1, options_.model, limit, nothing, never).retries, 0);
   EXPECT_EQ(small.failures(), failures);
 }
 
@@ -125,7 +126,7 @@ TEST_P(OutOfMemory, OneSampleThatDoesNotFitIsStatus82) {
   SmallMemory small(*engine_, options_.model, 1);
   MemoryLimit limit;
   try {
-    run_window(small, parts(), 1, options_.model, limit, never);
+    run_window(small, parts(), 1, options_.model, limit, nothing, never);
     FAIL() << "it fitted";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), "MEM001");
@@ -147,7 +148,7 @@ TEST_P(OutOfMemory, ValidationIsHalvedToo) {
 
 TEST_P(OutOfMemory, AStopBetweenMicroBatchesIsSeen) {
   MemoryLimit limit;
-  EXPECT_TRUE(run_window(*engine_, parts(), 1, options_.model, limit, [] { return true; }).stopped);
+  EXPECT_TRUE(run_window(*engine_, parts(), 1, options_.model, limit, nothing, [] { return true; }).stopped);
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, OutOfMemory, ::testing::Values("fused", "modules"));
