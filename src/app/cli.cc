@@ -3,12 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
-#include <new>
 
 #include "train_gpt_v2/app/commands.h"
 #include "train_gpt_v2/app/version.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/logging.h"
+#include "train_gpt_v2/train/device.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -66,10 +66,11 @@ int run_command_line(int argc, char** argv) {
   } catch (const Error& failure) {
     log_raw(failure.report());
     return static_cast<int>(failure.status());
-  } catch (const std::bad_alloc&) {
-    log_raw(Error("MEM001", "out of memory").report());
-    return static_cast<int>(ExitStatus::kOutOfMemory);
   } catch (const std::exception& failure) {
+    if (is_out_of_memory(failure)) {
+      log_raw(Error("MEM001", "out of memory").detail(std::string(failure.what()).substr(0, 300)).report());
+      return static_cast<int>(ExitStatus::kOutOfMemory);
+    }
     log_raw(Error("INT001", failure.what()).report());
     return static_cast<int>(ExitStatus::kInternal);
   }

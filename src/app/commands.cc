@@ -72,6 +72,7 @@ void add_train(CLI::App& app, ExitStatus& status) {
     std::string resume = "auto", output_dir;
     std::vector<std::string> allow;
     std::optional<std::int64_t> max_steps;
+    double hang_seconds = 1800;
     bool dry_run = false;
   };
   auto arguments = std::make_shared<Arguments>();
@@ -85,6 +86,12 @@ void add_train(CLI::App& app, ExitStatus& status) {
       ->add_option("--allow-change", arguments->allow,
                    "let this differ from the checkpoint: batch, order, data, groups, precision, schedule, loss")
       ->allow_extra_args(false);
+  command
+      ->add_option(
+          "--hang-seconds", arguments->hang_seconds,
+          "leave with status 83 when nothing moved for so long (no micro-batch, no sample, no save); 0 = never")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_flag("--dry-run", arguments->dry_run, "everything up to the first step, then stop");
   arguments->add_device(*command);
   arguments->add_logging(*command);
@@ -105,6 +112,7 @@ void add_train(CLI::App& app, ExitStatus& status) {
     request.allowed_changes = parse_allowed_changes(arguments->allow);
     request.max_steps = arguments->max_steps;
     request.dry_run = arguments->dry_run;
+    request.hang_seconds = arguments->hang_seconds;
     request.device = choose_device(arguments->device);
     request.build = build_id();
     request.vocoder = training_vocoder(config.options);

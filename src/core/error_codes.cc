@@ -20,15 +20,21 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"CFG001", kConfig, "the configuration has problems",
      "All problems found are listed at once, each with file, line and column, the value and what is allowed."},
     {"CFG002", kConfig, "a configuration is not JSON",
-     "The first place where the text cannot be read is printed. // and /* */ comments are allowed, trailing commas are not."},
+     "The first place where the text cannot be read is printed. // and /* */ comments are allowed, trailing commas are "
+     "not."},
     {"CFG003", kConfig, "a module pattern fits no tensor, or two groups fit the same",
-     "Patterns are globs over dotted parameter names, * within a segment. `train_gpt_v2 inspect FILE` lists the names."},
+     "Patterns are globs over dotted parameter names, * within a segment. `train_gpt_v2 inspect FILE` lists the "
+     "names."},
     {"CFG004", kConfig, "a config.yaml of the Python trainer cannot be imported",
-     "`config import` reads its gpt: section, dataset.bpe_model and gpt_checkpoint. The line and the reason are printed."},
+     "`config import` reads its gpt: section, dataset.bpe_model and gpt_checkpoint. The line and the reason are "
+     "printed."},
     {"CFG011", kConfig, "a tensor that is to train gets no gradient",
-     "With precomputed conditioning the conditioners are replaced by files. Use model.conditioning \"online\" to train them."},
-    {"CFG013", kConfig, "nothing trains", "trainable.freeze leaves no parameter. Correct trainable.freeze and trainable.train."},
-    {"CFG014", kConfig, "no training data is named", "data.train_manifests is empty. Name at least one manifest of pairs there."},
+     "With precomputed conditioning the conditioners are replaced by files. Use model.conditioning \"online\" to train "
+     "them."},
+    {"CFG013", kConfig, "nothing trains",
+     "trainable.freeze leaves no parameter. Correct trainable.freeze and trainable.train."},
+    {"CFG014", kConfig, "no training data is named",
+     "data.train_manifests is empty. Name at least one manifest of pairs there."},
     {"CFG015", kConfig, "the length of the schedule is not known",
      "Give optimizer.total_steps, train.max_steps or train.epochs, or use the constant schedule."},
     {"CFG016", kConfig, "a choice is needed to continue a run of the Python trainer",
@@ -45,7 +51,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "It must name a program and hold {codes} and {out}, e.g. \"my_vocoder {codes} {out}\"; quotes must be closed."},
     // --- DAT: data
     {"DAT001", kBadData, "a data file is malformed",
-     "The message names the file, the line or field, and the value. Correct it, or set data.on_bad_sample to \"skip\"."},
+     "The message names the file, the line or field, and the value. Correct it, or set data.on_bad_sample to "
+     "\"skip\"."},
     {"DAT002", kBadData, "a manifest of single clips instead of pairs",
      "Training on single clips makes the prompt equal to the target, and the model learns to copy the prompt's sound. "
      "Make pairs with the Python tools' build_gpt_prompt_pairs.py."},
@@ -66,15 +73,19 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"DAT009", kBadData, "an order file names a pair that cannot be used",
      "Each id of an order file must name exactly one pair of the manifests that was not left out."},
     {"DAT041", kBadData, "speech features are too short or too long for the conditioning encoder",
-     "The encoder needs at least 3 frames (60 ms) and holds fewer than 10,001 (200 s). Cut the prompt or drop the sample."},
+     "The encoder needs at least 3 frames (60 ms) and holds fewer than 10,001 (200 s). Cut the prompt or drop the "
+     "sample."},
     {"DAT042", kBadData, "an id lies outside the model's tables",
      "Text ids must be below model.number_text_tokens + 1 and codes below model.number_mel_codes."},
     {"DAT043", kBadData, "a sample is longer than the model's position tables",
-     "Limits are model.max_text_tokens ids and model.max_mel_tokens + 1 codes; data.on_overlong says what happens beyond."},
+     "Limits are model.max_text_tokens ids and model.max_mel_tokens + 1 codes; data.on_overlong says what happens "
+     "beyond."},
     {"DAT090", kBadData, "a listening sheet cannot be read",
-     "samples/step_N/notes.json must be {\"samples\": [{\"id\": ..., \"pronunciation\": 1 to 5, ...}]}. Correct the JSON or delete it."},
+     "samples/step_N/notes.json must be {\"samples\": [{\"id\": ..., \"pronunciation\": 1 to 5, ...}]}. Correct the "
+     "JSON or delete it."},
     {"DAT092", kBadData, "a cases file is malformed",
-     "Each line is {id, text or text_ids, and a voice: condition_path and emo_vec_path, prompt, or speaker_features_path}. "
+     "Each line is {id, text or text_ids, and a voice: condition_path and emo_vec_path, prompt, or "
+     "speaker_features_path}. "
      "The file and the line are printed."},
     // --- TOK: tokenizer
     {"TOK001", kBadData, "the tokenizer model is damaged or not a SentencePiece model",
@@ -84,7 +95,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"TOK003", kConfig, "tokenizer and model have different vocabulary sizes",
      "model.number_text_tokens must equal the number of pieces of data.tokenizer."},
     {"TOK004", kConfig, "the tokenizer does not extend the base tokenizer",
-     "Pieces of data.base_tokenizer have other ids in data.tokenizer, so the base model's rows would belong to other pieces. "
+     "Pieces of data.base_tokenizer have other ids in data.tokenizer, so the base model's rows would belong to other "
+     "pieces. "
      "Extend the base model (new pieces are appended), or name the tokenizer the base model was trained with."},
     {"TOK010", kBadData, "a tokenizer model cannot be extended",
      "extend-vocab appends to SentencePiece BPE models without byte pieces, such as IndexTTS2's bpe.model."},
@@ -106,26 +118,32 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"CKP004", kBadData, "a file without any tensor",
      "It could be read, but holds no weights: an empty dict, or only numbers and texts."},
     {"CKP020", kConfig, "weights of a file do not fit the configured model",
-     "The first tensors that differ are listed with both shapes. The model section must describe the file's model; only "
+     "The first tensors that differ are listed with both shapes. The model section must describe the file's model; "
+     "only "
      "the number of text rows may differ when training starts from a base model."},
     {"CKP021", kBadData, "the weights belong to another architecture",
-     "IndexTTS-2.5 and other networks have tensors that UnifiedVoice of IndexTTS2 lacks. Use the gpt.pth of IndexTTS-2."},
+     "IndexTTS-2.5 and other networks have tensors that UnifiedVoice of IndexTTS2 lacks. Use the gpt.pth of "
+     "IndexTTS-2."},
     {"CKP022", kBadData, "adapters that are not merged",
-     "A model is needed, but the file holds adapter deltas apart from their base. Merge them with `train_gpt_v2 merge`, "
+     "A model is needed, but the file holds adapter deltas apart from their base. Merge them with `train_gpt_v2 "
+     "merge`, "
      "or name the base as init.from and the adapter's folder as init.peft_adapter."},
     {"CKP023", kBadData, "tensors of the model are missing in the file",
      "The file is not a complete state dict of this model; the missing names are listed."},
     {"CKP007", kBadData, "a checkpoint's state cannot be used",
      "Optimiser state, counters or scaler are malformed or do not fit the model. Use an older checkpoint."},
     {"CKP005", kBadData, "the weights do not fit the model",
-     "Names or shapes differ from the configured model section. Use the configuration the checkpoint was trained with."},
+     "Names or shapes differ from the configured model section. Use the configuration the checkpoint was trained "
+     "with."},
     {"CKP006", kBadData, "a checkpoint of a newer program", "Update train_gpt_v2; older formats are always read."},
     {"CKP010", kConfig, "this run differs from the one that wrote the checkpoint",
      "Each difference is named with both values and its class. Undo it, or accept its class for this start with "
      "--allow-change NAME. Another model or tokenizer needs a fresh run with init.from."},
-    {"CKP011", kConfig, "the run directory already holds checkpoints", "--resume none only starts in an empty run directory."},
+    {"CKP011", kConfig, "the run directory already holds checkpoints",
+     "--resume none only starts in an empty run directory."},
     {"CKP012", kBadData, "no checkpoint in the run directory can be used", "All are damaged; the warnings name each."},
-    {"CKP013", kUsage, "an ambiguous checkpoint name", "The name exists in two places with different content; give a folder."},
+    {"CKP013", kUsage, "an ambiguous checkpoint name",
+     "The name exists in two places with different content; give a folder."},
     {"CKP014", kMissingInput, "no EMA weights in this file", "EMA was off in that run; use --weights raw."},
     // --- IO: files
     {"IO001", kMissingInput, "a named input does not exist",
@@ -141,6 +159,10 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"IO006", kBadData, "a .npy file is malformed or of a kind that is not read",
      "Little-endian int16/32/64, uint8/16 and float16/32/64 arrays in C order are read. Save the array again with "
      "numpy.save(path, numpy.ascontiguousarray(array).astype(type))."},
+    {"IO008", kIo, "a file was cut short while it was being read",
+     "Another program truncated or rewrote an input in place. Restore it and run the same command again; to change "
+     "inputs of "
+     "a running training, write a new file and rename it over the old one."},
     {"IO007", kIo, "the vocoder command failed",
      "The codes are written all the same. Run the command by hand on one of the .npy files to see what it says."},
     // --- PFT, EWC: adapters and forgetting
@@ -157,26 +179,31 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"NUM011", kDiverged, "the importance of ranks is not finite",
      "Pruning by it would be arbitrary. Resume from an earlier checkpoint with a lower learning rate."},
     {"NUM020", kBadData, "a model's scores are not finite",
-     "The weights hold infinities or NaN, or overflow in this precision. `train_gpt_v2 inspect FILE` shows the tensors; "
+     "The weights hold infinities or NaN, or overflow in this precision. `train_gpt_v2 inspect FILE` shows the "
+     "tensors; "
      "take an earlier checkpoint."},
     // --- DEM: the demo corpus
     {"DEM001", kMissingInput, "a system package for the demo corpus is missing",
-     "demo-data reads Amharic text from libreoffice-l10n-am and aspell-am and speaks with espeak-ng. Run scripts/setup.sh."},
+     "demo-data reads Amharic text from libreoffice-l10n-am and aspell-am and speaks with espeak-ng. Run "
+     "scripts/setup.sh."},
     {"DEM002", kIo, "making the demo corpus failed",
      "A program it calls failed, or an installed file is damaged. Reinstall the package that the message names."},
     {"DEM003", kBadData, "codes do not belong to this demo corpus",
-     "Only codes that the corpus' own codebook knows can be turned into sound; real codes need sampling.vocoder_command."},
+     "Only codes that the corpus' own codebook knows can be turned into sound; real codes need "
+     "sampling.vocoder_command."},
     {"DEM004", kMissingInput, "the run has nothing to compare with the baseline",
      "The summary of a demo run needs a finished validation with its text-usage gap in metrics.jsonl. Train further."},
     {"GPU001", kConfig, "the GPU driver is too old for this build", "Update the driver, or run with --device cpu."},
     {"GPU002", kUsage, "no such GPU", "--device names a GPU that is not there or not usable."},
     {"NUM001", kDiverged, "training diverged",
-     "Losses or gradients stayed non-finite. Resume from an older checkpoint with a lower learning rate; the samples are named."},
+     "Losses or gradients stayed non-finite. Resume from an older checkpoint with a lower learning rate; the samples "
+     "are named."},
     {"NUM002", kDiverged, "fp16 gradients stay non-finite", "Train in bf16 or fp32, or with a lower learning rate."},
     // --- MEM, HNG, INT
     {"MEM001", kOutOfMemory, "out of memory",
      "Lower train.batch_size and raise train.grad_accumulation by the same factor: the effective batch stays."},
-    {"HNG001", kHang, "no progress for too long", "The last batch and the phase are printed. Run the same command again."},
+    {"HNG001", kHang, "no progress for too long",
+     "The last batch and the phase are printed. Run the same command again."},
     {"INT001", kInternal, "a bug in train_gpt_v2", "Please report it with the output of train_gpt_v2 --version."},
 });
 

@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -15,6 +14,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "open_regular.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
 
@@ -138,8 +138,6 @@ void publish_link(const std::string& target, const std::string& name) {
 
 // --- reading ----------------------------------------------------------------------------------------------------------
 
-namespace {
-
 // Opens a regular file read-only; FIFOs and devices are refused before they can block.
 int open_regular(const std::string& path, std::uint64_t max_bytes, std::size_t& size) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -162,25 +160,6 @@ int open_regular(const std::string& path, std::uint64_t max_bytes, std::size_t& 
   }
   size = static_cast<std::size_t>(info.st_size);
   return fd;
-}
-
-}  // namespace
-
-MappedFile::MappedFile(const std::string& path, std::uint64_t max_bytes) : path_(path) {
-  const int fd = open_regular(path, max_bytes, size_);
-  if (size_ > 0) {
-    void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
-    const int error = errno;
-    ::close(fd);
-    if (mapped == MAP_FAILED) throw Error("IO002", concat("cannot map: ", std::strerror(error))).where(path);
-    data_ = static_cast<const std::byte*>(mapped);
-  } else {
-    ::close(fd);
-  }
-}
-
-MappedFile::~MappedFile() {
-  if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 std::string read_file(const std::string& path, std::uint64_t max_bytes) {

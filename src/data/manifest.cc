@@ -7,6 +7,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "train_gpt_v2/core/lost_pages.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/normalizer.h"
 
@@ -252,6 +253,7 @@ std::uint64_t PairIndex::add(const std::string& spec) {
   if (files_.size() > 0xFFFF) throw Error("DAT001", "more than 65,536 manifests are named");
   File file{absolute_path(parsed.path), parent_path(absolute_path(parsed.path)), parsed.language, nullptr};
   file.map = std::make_unique<MappedFile>(file.path, kMaxManifestBytes - 1);
+  mark_lost_pages(*file.map);
   const auto all = file.map->bytes();
   const std::string_view bytes(reinterpret_cast<const char*>(all.data()), all.size());
   const std::size_t start = starts_with(bytes, "\xEF\xBB\xBF") ? 3 : 0;  // a byte order mark is no content
@@ -276,6 +278,7 @@ std::uint64_t PairIndex::add(const std::string& spec) {
   for (const Chunk& chunk : chunks) {
     if (chunk.failure) std::rethrow_exception(chunk.failure);
   }
+  check_lost_pages(*file.map);
 
   const std::size_t first = entries_.size(), first_problem = problems_.size();
   const std::uint64_t bad_before = bad_records_;
@@ -341,10 +344,18 @@ PairRecord PairIndex::record(const PairEntry& entry, RecordParser& parser) const
   const std::string_view text = line_at(entry, readable);
   PairRecord record;
   RecordProblem problem;
-  if (!parser.parse(text, readable, record, problem)) {
+  const bool parsed = parser.parse(text, readable, record, problem);
+  check_lost_pages(*files_[entry.manifest()].map);
+  if (!parsed) {
     throw make_problem(problem, file(entry), line(entry), "")
         .error()
         .detail("the manifest changed while it was in use");
+  }
+  if (hash_id(record.id) != entry.id_hash) {
+    throw Error("DAT001", "the manifest changed while it was in use")
+        .where(file(entry), line(entry))
+        .detail(concat("another pair stands there now: ", record.id))
+        .fix("run the same command again; replace manifests by renaming a new file over the old one");
   }
   return record;
 }

@@ -29,6 +29,17 @@ bool is_checkpoint_name(const std::string& name) {
   return step_of_name(name) || name == "latest.pt" || name == "latest.pth";
 }
 
+// A temporary file of ours (AtomicFile, publish_link) whose process was killed: NAME.tmp.PID or NAME.tmp.PID.SERIAL.
+bool is_leftover(const std::string& name) {
+  constexpr std::string_view kMark = ".tmp.";
+  const std::size_t at = name.rfind(kMark);
+  if (at == std::string::npos || at + kMark.size() == name.size()) return false;
+  if (name.find_first_not_of("0123456789.", at + kMark.size()) != std::string::npos) return false;
+  const std::string base = name.substr(0, at);
+  return is_checkpoint_name(base) || (starts_with(base, "best_") && ends_with(base, ".pth")) ||
+         base == "config.effective.json" || base == "metrics.jsonl" || base == "DONE";
+}
+
 bool same_file(const std::string& a, const std::string& b) {
   struct stat x {
   }, y{};
@@ -49,7 +60,21 @@ bool is_ours(const Value& root) {
 
 CheckpointStore::CheckpointStore(std::string directory, const CheckpointOptions& options)
     : directory_(std::move(directory)), options_(options) {
+  remove_leftovers();
   thread_ = std::thread([this] { worker(); });
+}
+
+void CheckpointStore::remove_leftovers() const {
+  if (!directory_exists(directory_)) return;
+  for (const std::string& name : list_directory(directory_)) {
+    if (!is_leftover(name)) continue;
+    log_info("checkpoint", "removing what a process that was killed left half written: ", name);
+    try {
+      remove_file(path_join(directory_, name));
+    } catch (const Error& failure) {
+      log_warning("checkpoint", failure.message(), " ", failure.place());
+    }
+  }
 }
 
 CheckpointStore::~CheckpointStore() {
@@ -130,6 +155,7 @@ void CheckpointStore::run(SaveJob job) {
   result.step = job.step;
   result.path = path_join(directory_, job.file_name);
   result.stall_seconds = job.stall_seconds;
+  result.is_step_checkpoint = job.is_step_checkpoint;
   try {
     result.bytes = torch_file_size(job.content);
     write_torch_file(result.path, job.content);

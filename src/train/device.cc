@@ -4,9 +4,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 
+#include <c10/util/Exception.h>
 #include <malloc.h>
 
 #include <cstdlib>
+#include <new>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
@@ -96,6 +98,26 @@ std::uint64_t allocated_bytes(at::Device device) {
   (void)device;
   const struct mallinfo2 heap = ::mallinfo2();
   return heap.uordblks + heap.hblkhd;
+}
+
+bool is_out_of_memory(const std::exception& failure) {
+  if (dynamic_cast<const std::bad_alloc*>(&failure) || dynamic_cast<const c10::OutOfMemoryError*>(&failure))
+    return true;
+  if (!dynamic_cast<const c10::Error*>(&failure)) return false;
+  // LibTorch has no type of its own for these.
+  const std::string_view what = failure.what();
+  for (const std::string_view sign :
+       {"DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "CUDA out of memory",
+        "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"}) {
+    if (what.find(sign) != std::string_view::npos) return true;
+  }
+  return false;
+}
+
+void release_cached_memory() {
+#ifdef TGV2_CUDA_API
+  if (at::hasCUDA() && c10::cuda::CUDACachingAllocator::allocator.load()) c10::cuda::CUDACachingAllocator::emptyCache();
+#endif
 }
 
 }  // namespace train_gpt_v2

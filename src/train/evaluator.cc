@@ -7,6 +7,7 @@
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/train/window.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -79,6 +80,7 @@ EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const
   std::map<std::string, Sums> by_split;
   double other_text_loss = 0;
   bool complete = true;
+  MemoryLimit limit;
   const bool splits = !options_.validation.by.empty();
   const auto load = [this](std::size_t i) { return load_batch(validation_, plan_.batch(i)); };
   std::future<Batch> next;
@@ -90,9 +92,8 @@ EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const
       break;
     }
     if (i + 1 < plan_.size()) next = std::async(std::launch::async, load, i + 1);
-    const LossSums sums = engine.evaluate(batch, splits);
-    const torch::Tensor values = sums.values.cpu();
-    const double* value = values.const_data_ptr<double>();
+    const LossSums sums = evaluate_in_memory(engine, batch, splits, options_.model, limit);
+    const double* value = sums.values.const_data_ptr<double>();
     all.text_loss += value[0];
     all.mel_loss += value[1];
     all.top1 += value[2];
@@ -113,7 +114,9 @@ EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const
     if (options_.validation.text_usage_gap) {
       Batch after;
       validation_.load(plan_.batch((i + 1) % plan_.size()).front(), after);
-      other_text_loss += engine.evaluate(with_next_text(batch, after), false).values.cpu()[1].item<double>();
+      other_text_loss += evaluate_in_memory(engine, with_next_text(batch, after), false, options_.model, limit)
+                             .values[1]
+                             .item<double>();
     }
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

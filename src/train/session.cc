@@ -458,7 +458,7 @@ ExitStatus Session::run() {
                  {{"from", checkpoint_ ? checkpoint_->path : options_.init.from}, {"build", request_.build}});
   checkpoint_.reset();  // unmaps the file
   Trainer trainer({parts, *schedule_, *engine_, loader, evaluator.get(), sampler.get(), store, reporter, extras,
-                   directory_, request_.build, request_.max_steps, goal_step_});
+                   directory_, request_.build, request_.max_steps, goal_step_, request_.hang_seconds});
   const TrainOutcome outcome = trainer.run();
   log_info("run", "stopped at step ", state_.step,
            "; continue with the same command; newest checkpoint: ", path_join(directory_, "latest.pt"));

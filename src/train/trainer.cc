@@ -31,9 +31,20 @@ Trainer::Trainer(TrainerParts parts)
       options_(parts_.core.options),
       started_(std::chrono::steady_clock::now()),
       last_save_(started_),
-      last_saved_step_(state_.step) {}
+      last_saved_step_(state_.step),
+      watchdog_(parts_.hang_seconds) {}
 
 TrainOutcome Trainer::run() {
+  try {
+    return train();
+  } catch (const Error& failure) {
+    // Bad data, a lost file or too little memory leave the state whole, as it was at the window's edge.
+    if (failure.status() != ExitStatus::kDiverged && failure.status() != ExitStatus::kInternal) keep_what_is_there();
+    throw;
+  }
+}
+
+TrainOutcome Trainer::train() {
   if (!parts_.core.parameters.tensors.front().value.is_cpu()) {
     // The page-locked memory of the copies is made now, once, and not while the first save keeps training waiting.
     snapshots_.training_checkpoint(parts_.core, parts_.extras, parts_.build, parts_.schedule.factor(state_.step));
@@ -55,9 +66,14 @@ TrainOutcome Trainer::run() {
   }
 }
 
-std::optional<StopReason> Trainer::reason_to_stop() const {
+bool Trainer::stop_asked(const char* doing) {
+  watchdog_.alive(doing);
   poll_trigger_files(parts_.run_directory);
-  if (stop_requested() != ExitStatus::kOk) return StopReason::kSignal;
+  return stop_requested() != ExitStatus::kOk;
+}
+
+std::optional<StopReason> Trainer::reason_to_stop() {
+  if (stop_asked("training")) return StopReason::kSignal;
   if (state_.step >= parts_.goal_step) return StopReason::kGoal;
   if (parts_.core.monitors.should_stop()) return StopReason::kEarlyStop;
   if (parts_.process_step_limit && state_.step >= *parts_.process_step_limit) return StopReason::kProcessLimit;
@@ -71,6 +87,7 @@ std::optional<Trainer::Window> Trainer::next_window() {
   Window window;
   while (static_cast<std::int64_t>(window.micro_batches.size()) < options_.train.grad_accumulation) {
     const auto begin = std::chrono::steady_clock::now();
+    watchdog_.alive("waiting for the data loader");
     std::optional<LoadedBatch> loaded = parts_.loader.next();
     state_.meters.wait_seconds += seconds_since(begin);
     if (!loaded) return std::nullopt;  // an incomplete last window is not stepped
@@ -87,30 +104,28 @@ bool Trainer::train_window(const Window& window) {
   const double loss_scale = parts_.core.scaler ? parts_.core.scaler->scale() : 1.0;
   const bool by_window = train.loss_normalization == "window_tokens";
   const auto micro_count = static_cast<double>(window.micro_batches.size());
-  torch::Tensor sums;
-  double loss = 0;  // what is differentiated
-  std::int64_t positions = 0, padded_positions = 0;
   Adaptation& adaptation = parts_.core.adaptation;
-  parts_.engine.begin_window();
-  adaptation.begin_window(parts_.core.parameters);
+  std::vector<WindowPart> parts;
   for (std::size_t micro = 0; micro < window.micro_batches.size(); ++micro) {
     const Batch& batch = window.micro_batches[micro].batch;
-    if (batch.count() == 0) continue;  // every sample of it was bad and is skipped
     // d(loss)/d(sum of token losses), for each head.
     const double text_tokens = by_window ? static_cast<double>(window.text_tokens) : micro_count * batch.text_tokens();
     const double mel_tokens = by_window ? static_cast<double>(window.mel_tokens) : micro_count * batch.mel_tokens();
     const double text_scale = train.text_loss_weight / text_tokens, mel_scale = train.mel_loss_weight / mel_tokens;
     const DropoutKey key{static_cast<std::uint64_t>(train.seed), static_cast<std::uint32_t>(state_.windows),
                          static_cast<std::uint32_t>(micro)};
-    const LossSums micro_sums =
-        parts_.engine.forward_backward(batch, key, text_scale * loss_scale, mel_scale * loss_scale);
-    const torch::Tensor values = micro_sums.values.cpu();
-    loss += text_scale * values[0].item<double>() + mel_scale * values[1].item<double>();
-    sums = sums.defined() ? sums + values : values;
-    positions += micro_sums.positions;
-    padded_positions += micro_sums.padded_positions;
-    poll_trigger_files(parts_.run_directory);
-    if (stop_requested() != ExitStatus::kOk && micro + 1 < window.micro_batches.size()) return false;
+    parts.push_back({&batch, key, text_scale, mel_scale});
+  }
+  watchdog_.alive("training");
+  watchdog_.describe(concat("samples: ", join(window.micro_batches.front().batch.ids, " ")));
+  const WindowLosses losses = run_window(
+      parts_.engine, parts, loss_scale, parts_.core.options.model, memory_,
+      [&] { adaptation.begin_window(parts_.core.parameters); }, [this] { return stop_asked("training"); });
+  if (losses.stopped) return false;
+  const double loss = losses.loss;
+  if (losses.retries > 0) {
+    parts_.reporter.event(state_.step, "out_of_memory",
+                          {{"retries", losses.retries}, {"too_many_positions", memory_.too_many}});
   }
   adaptation.complete_gradients(loss_scale);
   {
@@ -118,8 +133,8 @@ bool Trainer::train_window(const Window& window) {
     for (torch::Tensor& rows : parts_.core.parameters.masked_grads) rows.zero_();
   }
   // Unless something reads the gradients after the update, the CPU may scale them there.
-  const ClipResult clip = parts_.core.optimizer.unscale_and_clip(1.0 / loss_scale, train.grad_clip, train.clip_per_group,
-                                                                 adaptation.reads_clipped_gradients());
+  const ClipResult clip = parts_.core.optimizer.unscale_and_clip(
+      1.0 / loss_scale, train.grad_clip, train.clip_per_group, adaptation.reads_clipped_gradients());
   state_.cursor = window.micro_batches.back().after;
   state_.epoch = static_cast<std::int64_t>(window.micro_batches.back().epoch);
   ++state_.windows;
@@ -134,15 +149,15 @@ bool Trainer::train_window(const Window& window) {
   bad_in_a_row_ = 0;
   const double factor = parts_.schedule.factor(state_.step);
   parts_.core.optimizer.step(factor);
-  if (const auto pruned =
-          adaptation.after_step(state_.step + 1, factor, parts_.core.parameters, parts_.core.optimizer, parts_.core.ema)) {
+  if (const auto pruned = adaptation.after_step(state_.step + 1, factor, parts_.core.parameters, parts_.core.optimizer,
+                                                parts_.core.ema)) {
     parts_.reporter.pruned(*pruned, *adaptation.adapters(), adaptation.allocator()->ranks());
   }
   parts_.engine.parameters_changed();
   if (parts_.core.ema) parts_.core.ema->update();
   ++state_.step;
 
-  const double* value = sums.const_data_ptr<double>();
+  const double* value = losses.sums.const_data_ptr<double>();
   TrainMeters& meters = state_.meters;
   meters.loss_sum += loss;
   meters.text_loss_sum += value[0];
@@ -150,8 +165,8 @@ bool Trainer::train_window(const Window& window) {
   meters.mel_top1_count += value[2];
   meters.text_tokens += window.text_tokens;
   meters.mel_tokens += window.mel_tokens;
-  meters.positions += positions;
-  meters.padded_positions += padded_positions;
+  meters.positions += losses.positions;
+  meters.padded_positions += losses.padded_positions;
   meters.steps += 1;
   meters.clipped += clip.clipped;
   state_.last_text_loss = value[0] / static_cast<double>(window.text_tokens);
@@ -187,12 +202,12 @@ void Trainer::do_what_is_due(bool last) {
       (due(state_.step, options_.validation.interval) || last)) {
     validate();
   }
-  for (const SaveResult& result : parts_.store.take_results()) parts_.reporter.saved(result);
+  report_saves();
   const CheckpointOptions& checkpoint = options_.checkpoint;
   const bool minutes_over =
       checkpoint.interval_minutes && seconds_since(last_save_) >= *checkpoint.interval_minutes * 60;
   const bool asked = take_save_request();
-  if (asked || (last_saved_step_ != state_.step && (due(state_.step, checkpoint.interval) || minutes_over))) {
+  if (asked || (!saved() && (due(state_.step, checkpoint.interval) || minutes_over))) {
     save(/*wait=*/false);
   }
   if (take_status_request()) parts_.reporter.status(state_);
@@ -206,7 +221,7 @@ void Trainer::validate() {
   const auto begin = std::chrono::steady_clock::now();
   last_validated_step_ = state_.step;
   state_.validation_due = true;
-  const auto stop = [this] { return stop_asked(); };
+  const auto stop = [this] { return stop_asked("validating"); };
   std::vector<ValidationResult> results;
   const auto run = [&](const std::string& weights) {
     const EvaluatorOutput output = parts_.evaluator->run(parts_.engine, weights, stop);
@@ -250,21 +265,17 @@ void Trainer::sample() {
       averaged.emplace(*parts_.core.ema);
       parts_.engine.parameters_changed();
     }
-    samples = parts_.sampler->run(state_.step, [this] { return stop_asked(); });
+    samples = parts_.sampler->run(state_.step, [this] { return stop_asked("sampling"); });
   }
   if (parts_.core.ema) parts_.engine.parameters_changed();
   parts_.reporter.samples(state_.step, parts_.core.ema ? "ema" : "raw", samples);
-}
-
-bool Trainer::stop_asked() const {
-  poll_trigger_files(parts_.run_directory);
-  return stop_requested() != ExitStatus::kOk;
 }
 
 // Everything for which training stands still: the wait for the files of an earlier step, then the copies.
 void Trainer::submit(std::string file_name, bool is_step_checkpoint, bool wait,
                      const std::function<Value()>& snapshot) {
   const auto begin = std::chrono::steady_clock::now();
+  watchdog_.alive("saving a checkpoint");
   parts_.store.wait_for_other_steps(state_.step);
   SaveJob job;
   job.step = state_.step;
@@ -289,22 +300,58 @@ void Trainer::save(bool wait) {
   });
 }
 
+// Results of saves that have ended. A failed one leaves the state unsaved, whatever was believed when it began.
+void Trainer::report_saves() {
+  for (const SaveResult& result : parts_.store.take_results()) {
+    parts_.reporter.saved(result);
+    if (result.is_step_checkpoint && !result.error.empty() && result.step == last_saved_step_) last_saved_step_ = -1;
+  }
+}
+
+// Before an error ends the run. The error is what the user must see, so a failure here is only a warning.
+void Trainer::keep_what_is_there() {
+  try {
+    parts_.store.wait();
+    report_saves();
+    if (!saved()) save(/*wait=*/true);
+    report_saves();
+  } catch (const std::exception& failure) {
+    log_warning("checkpoint", "step ", state_.step, " could not be saved either: ", failure.what());
+  }
+}
+
+// False when the time is over. What is being written cannot be interrupted; its temporary file is harmless.
+bool Trainer::save_within_grace() {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto ended = [&] { return parts_.store.wait_for(options_.checkpoint.grace_seconds - seconds_since(begin)); };
+  if (!ended()) return false;
+  report_saves();
+  if (!saved() || state_.validation_due || parts_.store.steps_on_disk().empty()) save(/*wait=*/false);
+  if (!ended()) return false;
+  report_saves();
+  return true;
+}
+
 TrainOutcome Trainer::finish(StopReason reason) {
   const bool goal = reason == StopReason::kGoal || reason == StopReason::kDataEnd || reason == StopReason::kEarlyStop;
   if (goal) do_what_is_due(/*last=*/true);
   ExitStatus status = ExitStatus::kOk;
   if (reason == StopReason::kTimeLimit) status = ExitStatus::kTemporary;
   if (stop_requested() != ExitStatus::kOk) status = stop_requested();
-  if (last_saved_step_ != state_.step || parts_.store.steps_on_disk().empty() || state_.validation_due) {
-    save(/*wait=*/reason != StopReason::kSignal);
+  if (reason == StopReason::kSignal) {
+    if (!save_within_grace()) {
+      log_warning("checkpoint", "the last save did not end within checkpoint.grace_seconds (",
+                  options_.checkpoint.grace_seconds, "): the checkpoint before it stays the newest");
+      std::_Exit(static_cast<int>(status));
+    }
+    if (!saved()) throw Error("IO002", concat("step ", state_.step, " could not be saved")).where(parts_.run_directory);
+  } else {
+    parts_.store.wait();
+    report_saves();
+    if (!saved() || state_.validation_due || parts_.store.steps_on_disk().empty()) save(/*wait=*/true);
+    parts_.store.wait();
+    report_saves();
   }
-  if (!parts_.store.wait_for(options_.checkpoint.grace_seconds) && reason == StopReason::kSignal) {
-    log_warning("checkpoint", "the last save did not end within checkpoint.grace_seconds (",
-                options_.checkpoint.grace_seconds, "): the checkpoint before it stays the newest");
-    std::_Exit(static_cast<int>(status));  // the writer cannot be interrupted; its temporary file is harmless
-  }
-  parts_.store.wait();
-  for (const SaveResult& result : parts_.store.take_results()) parts_.reporter.saved(result);
   const char* names[] = {"goal", "data_end", "early_stop", "process_limit", "time_limit", "signal"};
   const char* name = names[static_cast<int>(reason)];
   parts_.reporter.event(state_.step, reason == StopReason::kEarlyStop ? "early_stop" : "stop", {{"reason", name}});

@@ -27,6 +27,24 @@ fails_with() {
   check "$what: status $wanted, was $status: $(tail -n 3 "$work/err")" test "$status" = "$wanted"
 }
 
+# write_config FILE JSON: a small run on the fixtures (one thread, no progress, no TensorBoard) with JSON merged over it.
+write_config() {
+  python3 - "$root/tests/data/fixtures" "$1" "${2:-{\}}" <<'PYTHON'
+import json, sys
+fixtures, out, changes = sys.argv[1:]
+model = json.load(open(fixtures + "/model/config.json"))["constructor"]
+model.pop("use_accel")
+config = {"model": model, "init": {"from": fixtures + "/model/gpt.pth"},
+          "data": {"train_manifests": [fixtures + "/data/train_pairs.jsonl::am"], "val_manifests": [fixtures + "/data/val_pairs.jsonl"],
+                   "tokenizer": fixtures + "/tokenizer/extended.model"},
+          "train": {"batch_size": 4, "num_threads": 1}, "optimizer": {"learning_rate": 2e-4},
+          "logging": {"progress": "off", "tensorboard": False}}
+for section, keys in json.loads(changes).items():
+    config.setdefault(section, {}).update(keys)
+json.dump(config, open(out, "w"))
+PYTHON
+}
+
 says() { grep -qF -- "$1" "$work/out" "$work/err"; }
 
 finish() {

@@ -5,8 +5,8 @@
 // A checkpoint is one file model_step{N}.pth in torch.save format, published whole or not at all: its space is reserved
 // before the first byte. An old one is deleted only when `keep` newer ones exist (so never what the run resumed from
 // before that) and the newest has been read back and verified; a latest.* that is the only name of another checkpoint
-// is replaced only after the same check. Best files, pinned steps and files that are not ours by name are never
-// touched.
+// is replaced only after the same check. Temporary files of a killed process are removed when the next one begins. Best
+// files, pinned steps and files that are not ours by name are never touched.
 //
 // One snapshot at a time: the files of one step share their tensors and are written one after the other; those of the
 // next step wait for the last of them, and none is skipped.
@@ -41,6 +41,7 @@ struct SaveJob {
 struct SaveResult {
   std::int64_t step = 0;
   std::string path;
+  bool is_step_checkpoint = true;
   std::uint64_t bytes = 0;
   double seconds = 0;  // of writing
   double stall_seconds = 0;
@@ -68,6 +69,7 @@ class CheckpointStore {
   static std::string step_file_name(std::int64_t step);
 
  private:
+  void remove_leftovers() const;
   void run(SaveJob job);
   void point_latest(const std::string& path);
   void rotate(std::int64_t newest);

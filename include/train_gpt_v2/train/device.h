@@ -4,6 +4,7 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <exception>
 #include <string>
 
 #include "train_gpt_v2/config/options.h"
@@ -22,5 +23,11 @@ void configure_compute(const TrainOptions& options, at::Device device);
 
 // Bytes the process has in use there now: of the GPU's allocator, or of the heap.
 std::uint64_t allocated_bytes(at::Device device);
+
+// Whether a failure says that host or device memory was too small (std::bad_alloc, LibTorch's allocators, cuBLAS).
+bool is_out_of_memory(const std::exception& failure);
+
+// Gives memory that LibTorch keeps for reuse back to the device.
+void release_cached_memory();
 
 }  // namespace train_gpt_v2

@@ -21,6 +21,7 @@ struct SessionRequest {
   std::string resume = "auto";  // auto | none | a path
   std::set<std::string> allowed_changes;
   std::optional<std::int64_t> max_steps;  // --max-steps: this process stops there
+  double hang_seconds = 0;                // end with status 83 when nothing moved for so long; 0 = never
   bool dry_run = false;                   // everything up to the first step
   at::Device device = at::kCPU;
   std::string build;

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "train_gpt_v2/core/watchdog.h"
 #include "train_gpt_v2/data/loader.h"
 #include "train_gpt_v2/train/checkpoint_content.h"
 #include "train_gpt_v2/train/checkpoint_store.h"
@@ -18,6 +19,7 @@
 #include "train_gpt_v2/train/evaluator.h"
 #include "train_gpt_v2/train/reporter.h"
 #include "train_gpt_v2/train/schedule.h"
+#include "train_gpt_v2/train/window.h"
 
 namespace train_gpt_v2 {
 
@@ -35,6 +37,7 @@ struct TrainerParts {
   std::string build;
   std::optional<std::int64_t> process_step_limit;  // --max-steps
   std::int64_t goal_step;                          // INT64_MAX: the data's end decides
+  double hang_seconds = 0;                         // --hang-seconds; 0 = wait for ever
 };
 
 enum class StopReason { kGoal, kDataEnd, kEarlyStop, kProcessLimit, kTimeLimit, kSignal };
@@ -49,7 +52,8 @@ class Trainer {
   explicit Trainer(TrainerParts parts);
 
   // Trains until there is a reason to stop; saves, and writes DONE where the run's own goal is reached.
-  // Throws NUM001 when steps stay non-finite.
+  // Throws NUM001 when steps stay non-finite, MEM001 when a single sample does not fit, IO002 when the state could not
+  // be saved at the end, and what the loader throws; except after NUM001 the state reached is saved before it leaves.
   TrainOutcome run();
 
  private:
@@ -58,16 +62,21 @@ class Trainer {
     std::int64_t text_tokens = 0, mel_tokens = 0;
   };
 
-  std::optional<StopReason> reason_to_stop() const;
+  TrainOutcome train();
+  bool stop_asked(const char* doing);  // signals and trigger files; tells the watchdog that `doing` moves
+  std::optional<StopReason> reason_to_stop();
   std::optional<Window> next_window();  // nothing: the data ended or a stop was asked
   bool train_window(const Window& window);
   void skip_step(const Window& window, double norm, double loss);
   void do_what_is_due(bool last);
   void validate();
   void sample();
-  bool stop_asked() const;  // polls the trigger files
   void save(bool wait);
   void submit(std::string file_name, bool is_step_checkpoint, bool wait, const std::function<Value()>& snapshot);
+  void report_saves();
+  bool saved() const { return last_saved_step_ == state_.step; }
+  bool save_within_grace();
+  void keep_what_is_there();
   TrainOutcome finish(StopReason reason);
 
   TrainerParts parts_;
@@ -76,6 +85,8 @@ class Trainer {
   std::chrono::steady_clock::time_point started_, last_save_;
   std::int64_t last_validated_step_ = -1, last_sampled_step_ = -1, last_saved_step_ = -1;
   std::int64_t bad_in_a_row_ = 0;
+  MemoryLimit memory_;
+  Watchdog watchdog_;
   SnapshotMaker snapshots_;
 };
 

@@ -1,0 +1,158 @@
+#include "train_gpt_v2/train/window.h"
+
+#include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/logging.h"
+#include "train_gpt_v2/train/device.h"
+
+namespace train_gpt_v2 {
+namespace {
+
+// Rows first .. first + count of an array that holds the same number of elements for each of `all` samples.
+template <typename T>
+std::vector<T> equal_rows(const std::vector<T>& values, std::int64_t all, std::int64_t first, std::int64_t count) {
+  const auto width = static_cast<std::int64_t>(values.size()) / all;
+  return {values.begin() + first * width, values.begin() + (first + count) * width};
+}
+
+// The same for rows that end where the next begin; `part_begin` counts from zero. `width` elements per unit of `begin`.
+template <typename T>
+std::vector<T> ragged_rows(const std::vector<T>& values, const std::vector<std::int64_t>& begin, std::int64_t first,
+                           std::int64_t count, std::int64_t width, std::vector<std::int64_t>& part_begin) {
+  const auto from = static_cast<std::size_t>(first), to = static_cast<std::size_t>(first + count);
+  part_begin.clear();
+  for (std::size_t i = from; i <= to; ++i) part_begin.push_back(begin[i] - begin[from]);
+  return {values.begin() + begin[from] * width, values.begin() + begin[to] * width};
+}
+
+struct TryAgain {};  // with a lower limit
+
+// Calls `run`; where memory is too small for `batch`, remembers it and throws TryAgain.
+template <typename Run>
+LossSums within_memory(const Batch& batch, const ModelOptions& model, MemoryLimit& limit, const Run& run) {
+  const std::int64_t positions = real_positions(batch, model);
+  std::string reason;
+  try {
+    return run(batch);
+  } catch (const std::exception& failure) {
+    if (!is_out_of_memory(failure)) throw;
+    reason = std::string(failure.what()).substr(0, 300);
+  }
+  release_cached_memory();
+  if (batch.count() < 2) {
+    throw Error("MEM001", concat("out of memory with a single sample of ", positions, " positions"))
+        .at(concat("sample ", join(batch.ids, " ")))
+        .detail(reason)
+        .fix("set train.activation_checkpointing to 1, or use a device with more memory");
+  }
+  limit.too_many = positions;
+  log_warning("memory", "out of memory with ", batch.count(), " samples (", positions,
+              " positions): micro-batches of that size run in halves from now on. The effective batch stays; a smaller "
+              "train.batch_size with more train.grad_accumulation would be faster");
+  throw TryAgain{};
+}
+
+// Calls `run(part, its first sample)` for the batch, or for halves of it that are small enough.
+template <typename Run>
+void in_parts(const Batch& batch, std::int64_t first, const ModelOptions& model, const MemoryLimit& limit,
+              const Run& run) {
+  if (batch.count() < 2 || real_positions(batch, model) < limit.too_many) {
+    run(batch, first);
+    return;
+  }
+  const std::int64_t half = (batch.count() + 1) / 2;
+  in_parts(slice(batch, 0, half), first, model, limit, run);
+  in_parts(slice(batch, half, batch.count() - half), first + half, model, limit, run);
+}
+
+WindowLosses try_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
+                        const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
+                        const std::function<bool()>& stop) {
+  WindowLosses losses;
+  engine.begin_window();
+  begin();
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const WindowPart& part = parts[i];
+    if (part.batch->count() == 0) continue;  // every sample of it was bad and is skipped
+    in_parts(*part.batch, 0, model, limit, [&](const Batch& batch, std::int64_t first) {
+      DropoutKey key = part.key;
+      key.seed += static_cast<std::uint64_t>(first)
+                  << 32;  // rows are counted within the part; the first keeps its masks
+      const LossSums sums = within_memory(batch, model, limit, [&](const Batch& it) {
+        return engine.forward_backward(it, key, part.text_scale * loss_scale, part.mel_scale * loss_scale);
+      });
+      const torch::Tensor values = sums.values.cpu();
+      losses.loss += part.text_scale * values[0].item<double>() + part.mel_scale * values[1].item<double>();
+      losses.sums = losses.sums.defined() ? losses.sums + values : values;
+      losses.positions += sums.positions;
+      losses.padded_positions += sums.padded_positions;
+    });
+    if (i + 1 < parts.size() && stop()) {
+      losses.stopped = true;
+      break;
+    }
+  }
+  return losses;
+}
+
+}  // namespace
+
+Batch slice(const Batch& batch, std::int64_t first, std::int64_t count) {
+  const std::int64_t all = batch.count();
+  TGV2_CHECK(first >= 0 && count > 0 && first + count <= all);
+  Batch part;
+  part.samples = equal_rows(batch.samples, all, first, count);
+  part.ids = equal_rows(batch.ids, all, first, count);
+  part.text = ragged_rows(batch.text, batch.text_begin, first, count, 1, part.text_begin);
+  part.codes = ragged_rows(batch.codes, batch.code_begin, first, count, 1, part.code_begin);
+  part.condition = equal_rows(batch.condition, all, first, count);
+  part.emo_vec = equal_rows(batch.emo_vec, all, first, count);
+  const auto frames = [&](const std::vector<float>& values, const std::vector<std::int64_t>& begin,
+                          std::vector<std::int64_t>& part_begin) {
+    if (values.empty()) return std::vector<float>{};
+    const std::int64_t width = static_cast<std::int64_t>(values.size()) / begin.back();
+    return ragged_rows(values, begin, first, count, width, part_begin);
+  };
+  part.features = frames(batch.features, batch.frame_begin, part.frame_begin);
+  part.emo_features = frames(batch.emo_features, batch.emo_frame_begin, part.emo_frame_begin);
+  return part;
+}
+
+WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
+                        const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
+                        const std::function<bool()>& stop) {
+  for (std::int64_t retries = 0;; ++retries) {
+    try {
+      WindowLosses losses = try_window(engine, parts, loss_scale, model, limit, begin, stop);
+      losses.retries = retries;
+      return losses;
+    } catch (const TryAgain&) {
+      // Gradients may hold a part of what did not fit: the window begins anew.
+    }
+  }
+}
+
+LossSums evaluate_in_memory(Engine& engine, const Batch& batch, bool per_sample, const ModelOptions& model,
+                            MemoryLimit& limit) {
+  while (true) {
+    try {
+      LossSums all;
+      in_parts(batch, 0, model, limit, [&](const Batch& part, std::int64_t) {
+        LossSums sums = within_memory(part, model, limit, [&](const Batch& it) {
+          LossSums measured = engine.evaluate(it, per_sample);
+          measured.values = measured.values.cpu();
+          return measured;
+        });
+        all.values = all.values.defined() ? all.values + sums.values : sums.values;
+        all.text_tokens += sums.text_tokens;
+        all.mel_tokens += sums.mel_tokens;
+        all.positions += sums.positions;
+        all.padded_positions += sums.padded_positions;
+        all.samples.insert(all.samples.end(), sums.samples.begin(), sums.samples.end());
+      });
+      return all;
+    } catch (const TryAgain&) {
+    }
+  }
+}
+
+}  // namespace train_gpt_v2
