@@ -13,6 +13,9 @@
 #include <ATen/cuda/CUDAContext.h>
 #include <cuda_runtime_api.h>
 #endif
+#ifdef TGV2_OWN_CUDA_KERNELS
+#include "train_gpt_v2/kernels/cuda.h"
+#endif
 
 namespace train_gpt_v2 {
 namespace {
@@ -80,6 +83,26 @@ void configure_compute(const TrainOptions& options, at::Device device) {
     at::globalContext().setDeterministicFillUninitializedMemory(false);
   }
   at::globalContext().setFloat32MatmulPrecision(options.tf32 ? "high" : "highest");
+}
+
+std::unique_ptr<Kernels> device_kernels(at::Device device, bool tf32) {
+#ifdef TGV2_OWN_CUDA_KERNELS
+  if (device.is_cuda()) {
+    return make_cuda_kernels(device.index(), at::cuda::getCurrentCUDAStream(device.index()).stream(), tf32);
+  }
+#endif
+  (void)device;
+  (void)tf32;
+  return nullptr;
+}
+
+bool device_kernels_take(const ModelOptions& options) {
+#ifdef TGV2_OWN_CUDA_KERNELS
+  return cuda_kernels_take(options.model_dim, options.heads);
+#else
+  (void)options;
+  return false;
+#endif
 }
 
 }  // namespace train_gpt_v2

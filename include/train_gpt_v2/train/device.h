@@ -3,9 +3,11 @@
 
 #include <torch/types.h>
 
+#include <memory>
 #include <string>
 
 #include "train_gpt_v2/config/options.h"
+#include "train_gpt_v2/kernels/kernels.h"
 
 namespace train_gpt_v2 {
 
@@ -18,5 +20,10 @@ std::string describe_device(at::Device device);
 
 // Threads, TF32 and determinism switches; call once before the first tensor work.
 void configure_compute(const TrainOptions& options, at::Device device);
+
+// Our own kernels on torch's current stream of a GPU; null on the CPU and in a build without them.
+std::unique_ptr<Kernels> device_kernels(at::Device device, bool tf32);
+// Whether this build has them, and for this model's sizes.
+bool device_kernels_take(const ModelOptions& options);
 
 }  // namespace train_gpt_v2
