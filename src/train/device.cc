@@ -85,24 +85,31 @@ void configure_compute(const TrainOptions& options, at::Device device) {
   at::globalContext().setFloat32MatmulPrecision(options.tf32 ? "high" : "highest");
 }
 
-std::unique_ptr<Kernels> device_kernels(at::Device device, bool tf32) {
 #ifdef TGV2_OWN_CUDA_KERNELS
-  if (device.is_cuda()) {
-    return make_cuda_kernels(device.index(), at::cuda::getCurrentCUDAStream(device.index()).stream(), tf32);
-  }
-#endif
-  (void)device;
-  (void)tf32;
+namespace {
+
+bool has_kernels(at::Device device) {
+  return device.is_cuda() && at::cuda::getDeviceProperties(device.index())->major >= 8;
+}
+
+}  // namespace
+
+std::unique_ptr<Kernels> device_kernels(at::Device device, bool tf32) {
+  if (!has_kernels(device)) return nullptr;
+  return make_cuda_kernels(device.index(), at::cuda::getCurrentCUDAStream(device.index()).stream(), tf32);
+}
+
+bool device_kernels_take(at::Device device, const ModelOptions& options) {
+  return has_kernels(device) && cuda_kernels_take(options.model_dim, options.heads);
+}
+#else
+std::unique_ptr<Kernels> device_kernels(at::Device, bool) {
   return nullptr;
 }
 
-bool device_kernels_take(const ModelOptions& options) {
-#ifdef TGV2_OWN_CUDA_KERNELS
-  return cuda_kernels_take(options.model_dim, options.heads);
-#else
-  (void)options;
+bool device_kernels_take(at::Device, const ModelOptions&) {
   return false;
-#endif
 }
+#endif
 
 }  // namespace train_gpt_v2

@@ -87,7 +87,9 @@ class FusedEngine final : public Engine {
 
 // Why the fused engine cannot run this configuration; "" when it can.
 std::string fused_obstacle(const Options& options, at::Device device, at::ScalarType compute) {
-  if (device.is_cuda() && !device_kernels_take(options.model)) return "this build or model has no CUDA kernels for it";
+  if (device.is_cuda() && !device_kernels_take(device, options.model)) {
+    return "its kernels need compute capability 8.0, a build with nvcc, and a width of whole eights up to 8192";
+  }
   if (compute != at::kFloat && compute != at::kBFloat16) return "it computes in fp32 or bf16";
   if (options.model.conditioning != "precomputed") return "it needs precomputed conditioning";
   if (options.peft.enabled() && options.peft.lora_dropout > 0) {

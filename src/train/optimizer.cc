@@ -139,12 +139,13 @@ ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_
   return result;
 }
 
-void AdamW::step(double factor) {
+void AdamW::step(double factor, const Averages& averages) {
+  TGV2_CHECK(averages.values.empty() || kernels_);
   torch::NoGradGuard no_grad;
   for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {
     const ParameterGroup& group = parameters_.groups[g];
     if (kernels_) {
-      step_in_one_pass(group, pending_scale_[g], group.learning_rate * factor);
+      step_in_one_pass(group, pending_scale_[g], group.learning_rate * factor, averages);
       pending_scale_[g] = 1.0;
       continue;
     }
@@ -165,7 +166,8 @@ void AdamW::step(double factor) {
   }
 }
 
-void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate) {
+void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate,
+                             const Averages& averages) {
   // Tensors of one group may have made different numbers of steps (some joined later): one pass for each number.
   std::map<std::int64_t, std::vector<AdamWTensor>> by_step;
   for (const int member : group.members) {
@@ -179,6 +181,7 @@ void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double l
     t.exp_avg = moments_[i].exp_avg.mutable_data_ptr<float>();
     t.exp_avg_sq = moments_[i].exp_avg_sq.mutable_data_ptr<float>();
     t.width = parameters_.tensors[i].value.numel();
+    if (!averages.values.empty()) t.ema = averages.values[i];
     t.learning_rate = learning_rate;
     t.weight_decay = group.weight_decay;
     by_step[static_cast<std::int64_t>(steps)].push_back(t);
@@ -190,6 +193,7 @@ void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double l
     how.eps = options_.eps;
     how.step = step;
     how.gradient_scale = static_cast<float>(scale);
+    how.ema_decay = averages.decay;
     kernels_->adamw(how, tensors.data(), static_cast<std::int64_t>(tensors.size()));
   }
 }

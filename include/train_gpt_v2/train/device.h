@@ -21,9 +21,10 @@ std::string describe_device(at::Device device);
 // Threads, TF32 and determinism switches; call once before the first tensor work.
 void configure_compute(const TrainOptions& options, at::Device device);
 
-// Our own kernels on torch's current stream of a GPU; null on the CPU and in a build without them.
+// Our own kernels on torch's current stream of a GPU; null on the CPU, in a build without them and on GPUs before
+// compute capability 8.0.
 std::unique_ptr<Kernels> device_kernels(at::Device device, bool tf32);
-// Whether this build has them, and for this model's sizes.
-bool device_kernels_take(const ModelOptions& options);
+// Whether there are such kernels, and for this model's sizes.
+bool device_kernels_take(at::Device device, const ModelOptions& options);
 
 }  // namespace train_gpt_v2
