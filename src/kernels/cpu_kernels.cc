@@ -38,6 +38,12 @@ void CpuKernels::zero(void* memory, std::size_t bytes) {
   });
 }
 
+void CpuKernels::zero_rows(float* table, std::int64_t rows, std::int64_t width, const std::uint8_t* row_flags) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    if (row_flags[r]) std::memset(table + r * width, 0, static_cast<std::size_t>(width) * sizeof(float));
+  }
+}
+
 template <typename Body>
 void CpuKernels::for_row_chunks(std::int64_t rows, const Body& body) {
   pool_.run(kRowChunks, [&](std::int64_t c, int) {

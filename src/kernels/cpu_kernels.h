@@ -22,6 +22,7 @@ class CpuKernels final : public Kernels {
   void upload(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
   void download(void* to, const void* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
   void zero(void* memory, std::size_t bytes) override;
+  void zero_rows(float* table, std::int64_t rows, std::int64_t width, const std::uint8_t* row_flags) override;
 
   void gemm(const Gemm&) override;
   void drop_residual_ln(const DropResidualLn&) override;

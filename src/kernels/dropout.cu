@@ -1,21 +1,8 @@
-#include <cuda_runtime_api.h>
-
+#include "cuda/device.cuh"
 #include "train_gpt_v2/kernels/cuda.h"
 
 namespace train_gpt_v2 {
 namespace {
-
-// Philox4x32 with 7 rounds; see dropout.h for what the counter holds.
-__device__ uint4 philox7(uint4 counter, uint2 key) {
-  for (int round = 0; round < 7; ++round) {
-    const unsigned high0 = __umulhi(0xD2511F53u, counter.x), low0 = 0xD2511F53u * counter.x;
-    const unsigned high1 = __umulhi(0xCD9E8D57u, counter.z), low1 = 0xCD9E8D57u * counter.z;
-    counter = make_uint4(high1 ^ counter.y ^ key.x, low1, high0 ^ counter.w ^ key.y, low0);
-    key.x += 0x9E3779B9u;
-    key.y += 0xBB67AE85u;
-  }
-  return counter;
-}
 
 // One thread per Philox block: 8 columns of one row, two neighbours in each of four runs of 32 columns.
 __global__ void dropout_scale_kernel(Dropout dropout, std::uint32_t site, const std::uint32_t* rows, std::int64_t count,
@@ -24,8 +11,7 @@ __global__ void dropout_scale_kernel(Dropout dropout, std::uint32_t site, const 
   if (at >= count * groups) return;
   const std::int64_t i = at / groups;
   const auto group = static_cast<std::uint32_t>(at % groups);
-  const uint4 words = philox7(make_uint4(dropout.key.micro << 16 | group, rows[i], site, dropout.key.step),
-                              make_uint2(static_cast<unsigned>(dropout.key.seed), static_cast<unsigned>(dropout.key.seed >> 32)));
+  const uint4 words = cuda::keep_words(dropout, site, rows[i], group);
   const unsigned word[4] = {words.x, words.y, words.z, words.w};
   for (int w = 0; w < 4; ++w) {
     for (int half = 0; half < 2; ++half) {

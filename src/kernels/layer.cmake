@@ -18,9 +18,11 @@ endif()
 
 # Our own CUDA kernels: raw pointers only, so no torch header reaches nvcc (2.5 s instead of 89 s for six architectures).
 if(TGV2_HAVE_CUDA_KERNELS)
-  file(GLOB _cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/kernels/*.cu")
+  file(GLOB_RECURSE _cuda_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/kernels/*.cu")
   add_library(tgv2_cuda_kernels STATIC ${_cuda_sources})
   target_include_directories(tgv2_cuda_kernels PRIVATE "${PROJECT_SOURCE_DIR}/include")
+  target_compile_options(tgv2_cuda_kernels PRIVATE -O3 --expt-relaxed-constexpr)
   set_target_properties(tgv2_cuda_kernels PROPERTIES CUDA_RUNTIME_LIBRARY None)  # LibTorch's libcudart is the only one
+  target_link_libraries(tgv2_cuda_kernels INTERFACE LibTorch::cuda_math)
   target_link_libraries(tgv2_kernels INTERFACE tgv2_cuda_kernels)
 endif()

@@ -28,7 +28,7 @@ struct Layout {
 }  // namespace
 
 std::size_t FusedBuffers::lay_out(char* base, std::int64_t n, const ModelOptions& options, Num type,
-                                  const std::vector<FusedActivations*>& blocks) {
+                                  std::int64_t head_rows, const std::vector<FusedActivations*>& blocks) {
   Layout l{base};
   const std::int64_t d = options.model_dim;
   for (FusedActivations* block : blocks) {
@@ -55,7 +55,7 @@ std::size_t FusedBuffers::lay_out(char* base, std::int64_t n, const ModelOptions
   l.take_act(wide, 4 * n * d, type);
   l.take_act(d_qkv, 3 * n * d, type);
   const std::int64_t classes = std::max(options.text_rows(), options.number_mel_codes);
-  l.take_act(logits, kFusedHeadRows * ((classes + 63) / 64 * 64), type);
+  l.take_act(logits, head_rows * whole_classes(classes), type);
   for (std::int32_t** p : {&rank, &rows_scored, &rows_target}) l.take(*p, n);
   l.take(rows_dropout, n);
   l.take(rows_source, n);

@@ -1,7 +1,7 @@
 #include "train_gpt_v2/model/fused_gpt.h"
 
 #include <algorithm>
-#include <cstring>
+#include <utility>
 
 #include "fused_gpt_impl.h"
 #include "train_gpt_v2/core/error.h"
@@ -71,7 +71,7 @@ std::map<std::string, std::int64_t> FusedGpt::required_parameters(const ModelOpt
   return sizes;
 }
 
-FusedWeight FusedGpt::Impl::weight(const FusedParameters& parameters, const std::string& key, bool multiplied) {
+FusedWeight FusedGpt::Impl::weight(const FusedParameters& parameters, const std::string& key) {
   const std::int64_t numel = required_parameters(options).at(key);
   const auto found = parameters.find(key);
   if (found == parameters.end() || !found->second.value) {
@@ -80,22 +80,21 @@ FusedWeight FusedGpt::Impl::weight(const FusedParameters& parameters, const std:
   if (found->second.numel != numel) {
     throw Error("INT001", concat("the fused step expects ", numel, " numbers in ", key, ", not ", found->second.numel));
   }
-  FusedWeight w{found->second.value, found->second.grad, nullptr, numel};
-  if (multiplied && type == Num::kBf16) copies_bytes += static_cast<std::size_t>(copy_elements(numel)) * sizeof(Bf16);
-  return w;
+  return {found->second.value, found->second.grad, nullptr, numel};
 }
 
-FusedGpt::Impl::Impl(const ModelOptions& options_, const FusedParameters& parameters, const FusedOptions& fused_)
+FusedGpt::Impl::Impl(const ModelOptions& options_, const FusedParameters& parameters, const FusedOptions& fused_,
+                     std::unique_ptr<Kernels> kernels_)
     : options(options_),
       fused(fused_),
       type(fused_.bf16 ? Num::kBf16 : Num::kFloat),
       width(options_.model_dim),
-      kernels(make_cpu_kernels(fused_.threads, fused_.isa)) {
-  TGV2_CHECK(options.layers > 0 && width > 0 && options.heads > 0 && width % options.heads == 0);
+      kernels(kernels_ ? std::move(kernels_) : make_cpu_kernels(fused_.threads, fused_.isa)) {
+  TGV2_CHECK(fused.head_rows > 0 && options.layers > 0 && width > 0 && options.heads > 0 && width % options.heads == 0);
   blocks.resize(static_cast<std::size_t>(options.layers));
   std::vector<FusedWeight*> multiplied;
   const auto place_weight = [&](FusedWeight& w, const std::string& key, bool is_multiplied) {
-    w = weight(parameters, key, is_multiplied);
+    w = weight(parameters, key);
     by_key[key] = &w;
     if (is_multiplied) multiplied.push_back(&w);
   };
@@ -119,8 +118,8 @@ FusedGpt::Impl::Impl(const ModelOptions& options_, const FusedParameters& parame
   place_weight(text_head.bias, "text_head.bias", false);
   place_weight(mel_head.weight, "mel_head.weight", true);
   place_weight(mel_head.bias, "mel_head.bias", false);
-  text_head.classes = options.text_rows();
-  mel_head.classes = options.number_mel_codes;
+  text_head.classes = text_head.columns = options.text_rows();
+  mel_head.classes = mel_head.columns = options.number_mel_codes;
   text_touched.assign(static_cast<std::size_t>(options.text_rows()), 0);
   mel_touched.assign(static_cast<std::size_t>(options.number_mel_codes), 0);
 
@@ -130,12 +129,19 @@ FusedGpt::Impl::Impl(const ModelOptions& options_, const FusedParameters& parame
     while (lowest_block < options.layers && !blocks[static_cast<std::size_t>(lowest_block)].trainable) ++lowest_block;
   }
   if (type == Num::kBf16) {
-    copies = kernels->allocate(copies_bytes);
-    Bf16* at = static_cast<Bf16*>(copies);
-    for (FusedWeight* w : multiplied) {
-      w->copy = at;
-      at += copy_elements(w->numel);
+    std::vector<std::int64_t> places{0};
+    for (const FusedWeight* w : multiplied) {
+      std::int64_t numel = w->numel;
+      for (FusedHead* head : {&text_head, &mel_head}) {
+        if (w != &head->weight || !fused.whole_classes) continue;
+        head->columns = whole_classes(head->classes);
+        numel = head->columns * width;  // the rows added stay zero
+      }
+      places.push_back(places.back() + copy_elements(numel));
     }
+    copies_bytes = static_cast<std::size_t>(places.back()) * sizeof(Bf16);
+    copies = kernels->allocate(copies_bytes);
+    for (std::size_t i = 0; i < multiplied.size(); ++i) multiplied[i]->copy = static_cast<Bf16*>(copies) + places[i];
   }
   if (fused.max_tokens > 0) {
     reserve(fused.max_tokens);
@@ -150,16 +156,16 @@ FusedGpt::Impl::~Impl() {
 
 void FusedGpt::Impl::reserve(std::int64_t tokens) {
   if (tokens <= capacity) return;
-  tokens = whole_steps(std::max(tokens, capacity * 3 / 2));  // memory that no batch reaches costs nothing
+  tokens = whole_steps(std::max(tokens, static_cast<std::int64_t>(static_cast<double>(capacity) * fused.growth)));
   std::vector<FusedActivations*> kept;
   for (FusedBlock& block : blocks) kept.push_back(&block);
   kernels->release(arena, arena_size);
   arena = nullptr;
   capacity = 0;
-  arena_size = lay_out(nullptr, tokens, options, type, kept);
+  arena_size = lay_out(nullptr, tokens, options, type, fused.head_rows, kept);
   arena = kernels->allocate(arena_size);
   capacity = tokens;
-  lay_out(static_cast<char*>(arena), tokens, options, type, kept);
+  lay_out(static_cast<char*>(arena), tokens, options, type, fused.head_rows, kept);
 }
 
 FusedPlan FusedGpt::Impl::plan(const Batch& batch) const {
@@ -172,6 +178,10 @@ FusedPlan FusedGpt::Impl::plan(const Batch& batch) const {
   std::int64_t longest_text = 0;
   for (std::int64_t i = 0; i < count; ++i) longest_text = std::max(longest_text, batch.text_length(i));
   FusedPlan p;
+  const std::size_t rows = batch.text.size() + batch.codes.size() +
+                           static_cast<std::size_t>(count * (options.prefix_length() + 3));  // without text padding
+  p.source.reserve(rows);
+  p.dropout_rows.reserve(rows);
   std::vector<std::int32_t> mel_rows, mel_targets, mel_samples;
   for (std::int64_t i = 0; i < count; ++i) {
     const auto sample = static_cast<std::int32_t>(i), begin = static_cast<std::int32_t>(p.rows());
@@ -250,8 +260,9 @@ FusedLosses FusedGpt::Impl::collect(const FusedPlan& p, std::vector<FusedLosses>
   return total;
 }
 
-FusedGpt::FusedGpt(const ModelOptions& options, const FusedParameters& parameters, const FusedOptions& fused)
-    : impl_(std::make_unique<Impl>(options, parameters, fused)) {
+FusedGpt::FusedGpt(const ModelOptions& options, const FusedParameters& parameters, const FusedOptions& fused,
+                   std::unique_ptr<Kernels> kernels)
+    : impl_(std::make_unique<Impl>(options, parameters, fused, std::move(kernels))) {
   refresh_weights();
 }
 FusedGpt::~FusedGpt() = default;
@@ -261,18 +272,15 @@ std::int64_t FusedGpt::arena_bytes(const ModelOptions& options, const FusedOptio
   std::vector<FusedActivations*> kept;
   for (FusedActivations& block : blocks) kept.push_back(&block);
   const Num type = fused.bf16 ? Num::kBf16 : Num::kFloat;
-  return static_cast<std::int64_t>(FusedBuffers{}.lay_out(nullptr, whole_steps(tokens), options, type, kept));
+  return static_cast<std::int64_t>(
+      FusedBuffers{}.lay_out(nullptr, whole_steps(tokens), options, type, fused.head_rows, kept));
 }
 
 void FusedGpt::begin_window() {
   Impl& s = *impl_;
   const auto clear_rows = [&](const FusedWeight& w, std::vector<std::uint8_t>& touched) {
-    for (std::size_t r = 0; r < touched.size(); ++r) {
-      if (touched[r] && w.grad)
-        std::memset(w.grad + r * static_cast<std::size_t>(s.width), 0,
-                    static_cast<std::size_t>(s.width) * sizeof(float));
-      touched[r] = 0;
-    }
+    if (w.grad) s.kernels->zero_rows(w.grad, static_cast<std::int64_t>(touched.size()), s.width, touched.data());
+    std::fill(touched.begin(), touched.end(), std::uint8_t{0});
   };
   clear_rows(s.text_table, s.text_touched);
   clear_rows(s.mel_table, s.mel_touched);

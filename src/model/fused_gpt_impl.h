@@ -22,6 +22,7 @@ struct FusedBlock : FusedActivations {
 struct FusedHead {
   FusedWeight weight, bias;
   std::int64_t classes = 0;
+  std::int64_t columns = 0;  // of its products: the classes and, with FusedOptions::whole_classes, columns of zeros
   std::int64_t first = 0, count = 0;  // its rows among the scored ones
   double scale = 0;
 };
@@ -41,7 +42,8 @@ struct FusedPlan {
 enum EmbedKind { kConditionRow = 0, kSpeedRow = 1, kTextRow = 2, kMelRow = 3 };
 
 struct FusedGpt::Impl : FusedBuffers {
-  Impl(const ModelOptions& options, const FusedParameters& parameters, const FusedOptions& fused);
+  Impl(const ModelOptions& options, const FusedParameters& parameters, const FusedOptions& fused,
+       std::unique_ptr<Kernels> kernels);
   ~Impl();
 
   // ---- fused_gpt.cc: what is computed
@@ -49,7 +51,7 @@ struct FusedGpt::Impl : FusedBuffers {
   void load(const FusedPlan& plan, const Batch& batch);
   void reserve(std::int64_t tokens);
   FusedLosses collect(const FusedPlan& plan, std::vector<FusedLosses>* samples, std::int64_t count) const;
-  FusedWeight weight(const FusedParameters& parameters, const std::string& key, bool multiplied);
+  FusedWeight weight(const FusedParameters& parameters, const std::string& key);
 
   // ---- fused_gpt_step.cc: the step itself
   void forward(const FusedPlan& plan, const Dropout& dropout);
@@ -68,9 +70,10 @@ struct FusedGpt::Impl : FusedBuffers {
   Attention attention(std::int64_t i, const Dropout& dropout) const;
   DoubleLnGather final_norms(const FusedPlan& plan) const;
   // C = A * W, dA = dC * W', dW += A' * dC of a weight stored [in, out].
-  void multiply(std::int64_t rows, const void* a, const FusedWeight& w, std::int64_t in, std::int64_t out, void* c);
-  void multiply_backward(std::int64_t rows, const void* dc, const FusedWeight& w, std::int64_t in, std::int64_t out,
-                         void* da);
+  Gemm product(std::int64_t rows, const void* a, const FusedWeight& w, std::int64_t in, std::int64_t out,
+               void* c) const;
+  Gemm product_backward(std::int64_t rows, const void* dc, const FusedWeight& w, std::int64_t in, std::int64_t out,
+                        void* da) const;
   void weight_gradient(std::int64_t rows, const void* a, const void* dc, const FusedWeight& w, std::int64_t in,
                        std::int64_t out);
 

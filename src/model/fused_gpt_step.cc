@@ -13,14 +13,14 @@ std::uint32_t layer_number(std::int64_t i) {
 
 }  // namespace
 
-void FusedGpt::Impl::multiply(std::int64_t rows, const void* a, const FusedWeight& w, std::int64_t in, std::int64_t out,
-                              void* c) {
-  kernels->gemm({false, false, rows, out, in, {a, type, in}, operand(w, out), act(c, out), false});
+Gemm FusedGpt::Impl::product(std::int64_t rows, const void* a, const FusedWeight& w, std::int64_t in, std::int64_t out,
+                             void* c) const {
+  return {false, false, rows, out, in, {a, type, in}, operand(w, out), act(c, out), false};
 }
 
-void FusedGpt::Impl::multiply_backward(std::int64_t rows, const void* dc, const FusedWeight& w, std::int64_t in,
-                                       std::int64_t out, void* da) {
-  kernels->gemm({false, true, rows, in, out, {dc, type, out}, operand(w, out), act(da, in), false});
+Gemm FusedGpt::Impl::product_backward(std::int64_t rows, const void* dc, const FusedWeight& w, std::int64_t in,
+                                      std::int64_t out, void* da) const {
+  return {false, true, rows, in, out, {dc, type, out}, operand(w, out), act(da, in), false};
 }
 
 void FusedGpt::Impl::weight_gradient(std::int64_t rows, const void* a, const void* dc, const FusedWeight& w,
@@ -75,15 +75,15 @@ void FusedGpt::Impl::forward_block(std::int64_t i, std::int64_t rows, const Drop
   const float* x = i ? blocks[static_cast<std::size_t>(i - 1)].out : x0;
   const std::int64_t inner = 4 * width;
 
-  multiply(rows, b.a, b.attn_weight, width, 3 * width, b.qkv);
+  kernels->gemm(product(rows, b.a, b.attn_weight, width, 3 * width, b.qkv));
   kernels->attention(attention(i, dropout));
-  multiply(rows, b.o, b.proj_weight, width, width, narrow);
+  kernels->gemm(product(rows, b.o, b.proj_weight, width, width, narrow));
   kernels->drop_residual_ln({rows, width, x, act(narrow, width), b.proj_bias.value,
                              place(dropout, dropout_site_attention_residual(layer_number(i))), b.mid,
                              b.ln_2_weight.value, b.ln_2_bias.value, act(b.m, width), b.mean2, b.rstd2});
-  multiply(rows, b.m, b.fc_weight, width, inner, b.u);
-  kernels->bias_gelu({rows, inner, act(b.u, inner), b.fc_bias.value, act(b.g, inner)});
-  multiply(rows, b.g, b.out_weight, inner, width, narrow);
+  kernels->gemm_gelu(product(rows, b.m, b.fc_weight, width, inner, b.u),
+                     {rows, inner, act(b.u, inner), b.fc_bias.value, act(b.g, inner)});
+  kernels->gemm(product(rows, b.g, b.out_weight, inner, width, narrow));
 
   // The next block's first LayerNorm comes with this block's last sum; the last block's outputs are normalised where
   // they are scored.
@@ -135,15 +135,15 @@ void FusedGpt::Impl::score(const FusedPlan& plan, bool gradient) {
 }
 
 void FusedGpt::Impl::score_head(FusedHead& head, bool gradient) {
-  const std::int64_t classes = head.classes, stride = (classes + 63) / 64 * 64;
+  const std::int64_t classes = head.classes, stride = whole_classes(classes);
   const std::size_t element = type == Num::kBf16 ? sizeof(Bf16) : sizeof(float);
-  for (std::int64_t at = 0; at < head.count; at += kFusedHeadRows) {
-    const std::int64_t rows = std::min(kFusedHeadRows, head.count - at), first = head.first + at;
+  for (std::int64_t at = 0; at < head.count; at += fused.head_rows) {
+    const std::int64_t rows = std::min(fused.head_rows, head.count - at), first = head.first + at;
     const std::size_t offset = static_cast<std::size_t>(first * width) * element;
     const ConstMatrix states{static_cast<char*>(z) + offset, type, width};
     const Matrix d_states = act(static_cast<char*>(dz) + offset, width);
     const Matrix scores = act(logits, stride);
-    kernels->gemm({false, true, rows, classes, width, states, operand(head.weight, width), scores, false});
+    kernels->gemm({false, true, rows, head.columns, width, states, operand(head.weight, width), scores, false});
     kernels->cross_entropy({rows, classes, scores, head.bias.value, rows_target + first, gradient,
                             static_cast<float>(head.scale), loss + first, rank + first});
     if (!gradient) continue;
@@ -152,7 +152,7 @@ void FusedGpt::Impl::score_head(FusedHead& head, bool gradient) {
     if (head.weight.grad) {
       kernels->gemm({true, false, classes, width, rows, scores, states, {head.weight.grad, Num::kFloat, width}, add});
     }
-    kernels->gemm({false, false, rows, width, classes, scores, operand(head.weight, width), d_states, false});
+    kernels->gemm({false, false, rows, width, head.columns, scores, operand(head.weight, width), d_states, false});
   }
 }
 
@@ -182,21 +182,21 @@ void FusedGpt::Impl::backward_block(std::int64_t i, std::int64_t rows, const Dro
   FusedBlock& b = blocks[static_cast<std::size_t>(i)];
   const std::int64_t inner = 4 * width;
 
-  multiply_backward(rows, narrow, b.out_weight, inner, width, wide);
-  weight_gradient(rows, b.g, narrow, b.out_weight, inner, width);
-  kernels->bias_gelu_backward(
+  kernels->gemm_gelu_backward(
+      product_backward(rows, narrow, b.out_weight, inner, width, wide),
       {rows, inner, act(b.u, inner), b.fc_bias.value, act(wide, inner), b.fc_bias.grad, !overwrite});
-  multiply_backward(rows, wide, b.fc_weight, width, inner, narrow);
+  weight_gradient(rows, b.g, narrow, b.out_weight, inner, width);
+  kernels->gemm(product_backward(rows, wide, b.fc_weight, width, inner, narrow));
   weight_gradient(rows, b.m, wide, b.fc_weight, width, inner);
   kernels->ln_backward_drop({rows, width, act(narrow, width), b.mid, b.mean2, b.rstd2, b.ln_2_weight.value, dx,
                              b.ln_2_weight.grad, b.ln_2_bias.grad, act(narrow, width),
                              place(dropout, dropout_site_attention_residual(layer_number(i))), b.proj_bias.grad,
                              !overwrite});
-  multiply_backward(rows, narrow, b.proj_weight, width, width, wide);
+  kernels->gemm(product_backward(rows, narrow, b.proj_weight, width, width, wide));
   weight_gradient(rows, b.o, narrow, b.proj_weight, width, width);
   kernels->attention_backward({attention(i, dropout), act(wide, width), act(d_qkv, 3 * width)});
   if (b.attn_bias.grad) kernels->column_sum({rows, 3 * width, act(d_qkv, 3 * width), b.attn_bias.grad, !overwrite});
-  multiply_backward(rows, d_qkv, b.attn_weight, width, 3 * width, narrow);
+  kernels->gemm(product_backward(rows, d_qkv, b.attn_weight, width, 3 * width, narrow));
   weight_gradient(rows, b.a, d_qkv, b.attn_weight, width, 3 * width);
 
   LnBackwardDrop last{rows,

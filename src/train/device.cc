@@ -18,6 +18,9 @@
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <cuda_runtime_api.h>
 #endif
+#ifdef TGV2_OWN_CUDA_KERNELS
+#include "train_gpt_v2/kernels/cuda.h"
+#endif
 
 namespace train_gpt_v2 {
 namespace {
@@ -119,5 +122,32 @@ void release_cached_memory() {
   if (at::hasCUDA() && c10::cuda::CUDACachingAllocator::allocator.load()) c10::cuda::CUDACachingAllocator::emptyCache();
 #endif
 }
+
+#ifdef TGV2_OWN_CUDA_KERNELS
+namespace {
+
+bool has_kernels(at::Device device) {
+  return device.is_cuda() && at::cuda::getDeviceProperties(device.index())->major >= 8;
+}
+
+}  // namespace
+
+std::unique_ptr<Kernels> device_kernels(at::Device device, bool tf32) {
+  if (!has_kernels(device)) return nullptr;
+  return make_cuda_kernels(device.index(), at::cuda::getCurrentCUDAStream(device.index()).stream(), tf32);
+}
+
+bool device_kernels_take(at::Device device, const ModelOptions& options) {
+  return has_kernels(device) && cuda_kernels_take(options.model_dim, options.heads);
+}
+#else
+std::unique_ptr<Kernels> device_kernels(at::Device, bool) {
+  return nullptr;
+}
+
+bool device_kernels_take(at::Device, const ModelOptions&) {
+  return false;
+}
+#endif
 
 }  // namespace train_gpt_v2

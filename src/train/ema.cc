@@ -27,11 +27,28 @@ double Ema::decay_at(std::int64_t update) const {
   return std::pow(decay, static_cast<double>(options_.update_every));
 }
 
-void Ema::update() {
+bool Ema::count_step() {
   TGV2_CHECK(!swapped_);
-  if (++steps_ % options_.update_every != 0) return;
+  if (++steps_ % options_.update_every != 0) return false;
+  ++updates_;
+  return true;
+}
+
+AdamW::Averages Ema::update_with(const AdamW& optimizer) {
+  const bool beside = !shadows_.empty() && shadows_[0].device() == parameters_.tensors[0].value.device();
+  if (!optimizer.one_pass() || !beside) return {};
+  AdamW::Averages averages;
+  averages.joined = true;
+  if (!count_step()) return averages;
+  averages.decay = decay_at(updates_);
+  for (const torch::Tensor& shadow : shadows_) averages.values.push_back(shadow.mutable_data_ptr<float>());
+  return averages;
+}
+
+void Ema::update() {
+  if (!count_step()) return;
   torch::NoGradGuard no_grad;
-  const double weight = 1.0 - decay_at(++updates_);
+  const double weight = 1.0 - decay_at(updates_);
   std::vector<torch::Tensor> values;
   for (std::size_t i = 0; i < shadows_.size(); ++i) {
     values.push_back(parameters_.tensors[i].value.detach().to(shadows_[i].device(), torch::kFloat32));

@@ -1,10 +1,12 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/model/fused_gpt.h"
+#include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/engine.h"
 
 namespace train_gpt_v2 {
@@ -16,7 +18,8 @@ class FusedEngine final : public Engine {
       : options_(options.model),
         adapters_(adapters),
         text_padding_(options.train.layout == "padded"),
-        fused_(options.model, pointers(model, options.model), how(options, bf16)) {}
+        fused_(options.model, pointers(model, options.model), how(model.device(), options, bf16),
+               device_kernels(model.device(), options.train.tf32)) {}
 
   std::string name() const override { return "fused"; }
   void begin_window() override { fused_.begin_window(); }
@@ -46,15 +49,20 @@ class FusedEngine final : public Engine {
     for (const auto& item : model.named_parameters()) {
       if (!needed.count(item.key())) continue;
       const torch::Tensor& value = item.value();
-      TGV2_CHECK(value.is_contiguous() && value.scalar_type() == at::kFloat && value.is_cpu());
+      TGV2_CHECK(value.is_contiguous() && value.scalar_type() == at::kFloat);
       float* grad = value.grad().defined() ? value.grad().mutable_data_ptr<float>() : nullptr;
       parameters[item.key()] = {value.const_data_ptr<float>(), grad, value.numel()};
     }
     return parameters;
   }
 
-  static FusedOptions how(const Options& options, bool bf16) {
+  static FusedOptions how(at::Device device, const Options& options, bool bf16) {
     FusedOptions fused;
+    if (device.is_cuda()) {
+      fused.head_rows = kGpuHeadRows;
+      fused.whole_classes = true;
+      fused.growth = 1.0625;
+    }
     fused.bf16 = bf16;
     fused.text_padding = options.train.layout == "padded";
     fused.threads = at::get_num_threads();
@@ -77,6 +85,8 @@ class FusedEngine final : public Engine {
     return out;
   }
 
+  static constexpr std::int64_t kGpuHeadRows = 8192;  // large products; 0.4 GB of bf16 logits for 24,000 classes
+
   ModelOptions options_;
   AdapterSet* adapters_;
   bool text_padding_;
@@ -85,7 +95,9 @@ class FusedEngine final : public Engine {
 
 // Why the fused engine cannot run this configuration; "" when it can.
 std::string fused_obstacle(const Options& options, at::Device device, at::ScalarType compute) {
-  if (!device.is_cpu()) return "it runs on the CPU only";
+  if (device.is_cuda() && !device_kernels_take(device, options.model)) {
+    return "its kernels need compute capability 8.0, a build with nvcc, and a width of whole eights up to 8192";
+  }
   if (compute != at::kFloat && compute != at::kBFloat16) return "it computes in fp32 or bf16";
   if (options.model.conditioning != "precomputed") return "it needs precomputed conditioning";
   if (options.peft.enabled() && options.peft.lora_dropout > 0) {
@@ -110,7 +122,7 @@ std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options,
     why = wanted == "modules" ? "as asked" : "the fused one cannot: " + obstacle;
     return make_modules_engine(model, options, compute, adapters);
   }
-  why = "precomputed conditioning on the CPU";
+  why = wanted == "fused" ? "as asked" : "precomputed conditioning";
   return std::make_unique<FusedEngine>(model, options, compute == at::kBFloat16, adapters);
 }
 

@@ -14,6 +14,7 @@
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/model/tensor_bridge.h"
+#include "train_gpt_v2/train/device.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -55,11 +56,17 @@ torch::Tensor fitting(const Value& one, const char* key, const TrainableTensor& 
   return source;
 }
 
-bool plain_on_cpu(const TrainableTensor& tensor) {
-  const auto plain = [](const torch::Tensor& t) {
-    return t.defined() && t.is_cpu() && t.scalar_type() == torch::kFloat32 && t.is_contiguous();
-  };
-  return plain(tensor.value) && plain(tensor.grad);
+// What the kernels can work on: all on one device, float, contiguous.
+bool plain(const std::vector<TrainableTensor>& tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [&](const TrainableTensor& tensor) {
+    for (const torch::Tensor& t : {tensor.value, tensor.grad}) {
+      if (!t.defined() || t.device() != tensors.front().value.device() || t.scalar_type() != torch::kFloat32 ||
+          !t.is_contiguous()) {
+        return false;
+      }
+    }
+    return true;
+  });
 }
 
 }  // namespace
@@ -71,30 +78,34 @@ AdamW::AdamW(ParameterSet& parameters, const OptimizerOptions& options) : parame
         {torch::zeros(tensor.value.sizes(), like), torch::zeros(tensor.value.sizes(), like), torch::zeros({}, like)});
   }
   pending_scale_.assign(parameters_.groups.size(), 1.0);
-  if (std::all_of(parameters_.tensors.begin(), parameters_.tensors.end(), plain_on_cpu)) {
-    kernels_ = make_cpu_kernels(at::get_num_threads());
-  }
+  if (parameters_.tensors.empty() || !plain(parameters_.tensors)) return;
+  const torch::Device device = parameters_.tensors.front().value.device();
+  kernels_ = device.is_cpu() ? make_cpu_kernels(at::get_num_threads()) : device_kernels(device, /*tf32=*/false);
+  if (!kernels_) return;
+  for (Moments& moments : moments_) moments.step = moments.step.cpu();  // the kernels take them by value
 }
 
-// The squared norm of every tensor's gradient.
+// The squared norm of every group's gradients.
 std::vector<double> AdamW::squares() {
-  std::vector<double> result;
+  std::vector<double> result(parameters_.groups.size(), 0.0);
   if (kernels_) {
-    for (const TrainableTensor& tensor : parameters_.tensors) {
-      if (tensor.grad.numel() == 0) {  // an adapter without a rank left
-        result.push_back(0);
-        continue;
+    for (std::size_t g = 0; g < result.size(); ++g) {
+      std::vector<GradientSpan> spans;
+      for (const int member : parameters_.groups[g].members) {
+        const torch::Tensor& grad = parameters_.tensors[static_cast<std::size_t>(member)].grad;
+        spans.push_back({grad.const_data_ptr<float>(), 1, grad.numel(), nullptr});
       }
-      const GradientSpan span{tensor.grad.const_data_ptr<float>(), 1, tensor.grad.numel(), nullptr};
-      result.push_back(kernels_->sum_of_squares(&span, 1));
+      result[g] = kernels_->sum_of_squares(spans.data(), static_cast<std::int64_t>(spans.size()));
     }
     return result;
   }
   std::vector<torch::Tensor> on_device;
   for (const TrainableTensor& tensor : parameters_.tensors) on_device.push_back(sum_of_squares(tensor.grad));
   const torch::Tensor on_host = at::stack(on_device).cpu();  // the one synchronisation of a step
-  const double* square = on_host.const_data_ptr<double>();
-  return {square, square + on_device.size()};
+  for (std::size_t i = 0; i < on_device.size(); ++i) {
+    result[static_cast<std::size_t>(parameters_.tensors[i].group)] += on_host.const_data_ptr<double>()[i];
+  }
+  return result;
 }
 
 ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_group, bool in_place) {
@@ -103,12 +114,9 @@ ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_
   result.by_group.assign(parameters_.groups.size(), 0.0);
   pending_scale_.assign(parameters_.groups.size(), 1.0);
   if (parameters_.tensors.empty()) return result;
-  const std::vector<double> square = squares();
+  result.by_group = squares();
   double total = 0;
-  for (std::size_t i = 0; i < parameters_.tensors.size(); ++i) {
-    total += square[i];
-    result.by_group[static_cast<std::size_t>(parameters_.tensors[i].group)] += square[i];
-  }
+  for (const double square : result.by_group) total += square;
   result.norm = std::sqrt(total) * grad_scale;
   for (double& group : result.by_group) group = std::sqrt(group) * grad_scale;
   result.finite = std::isfinite(result.norm);
@@ -131,12 +139,13 @@ ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_
   return result;
 }
 
-void AdamW::step(double factor) {
+void AdamW::step(double factor, const Averages& averages) {
+  TGV2_CHECK(averages.values.empty() || kernels_);
   torch::NoGradGuard no_grad;
   for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {
     const ParameterGroup& group = parameters_.groups[g];
     if (kernels_) {
-      step_in_one_pass(group, pending_scale_[g], group.learning_rate * factor);
+      step_in_one_pass(group, pending_scale_[g], group.learning_rate * factor, averages);
       pending_scale_[g] = 1.0;
       continue;
     }
@@ -157,22 +166,25 @@ void AdamW::step(double factor) {
   }
 }
 
-void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate) {
+void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate,
+                             const Averages& averages) {
   // Tensors of one group may have made different numbers of steps (some joined later): one pass for each number.
   std::map<std::int64_t, std::vector<AdamWTensor>> by_step;
   for (const int member : group.members) {
     const auto i = static_cast<std::size_t>(member);
-    if (parameters_.tensors[i].value.numel() == 0) continue;
-    moments_[i].step += 1;
+    if (parameters_.tensors[i].value.numel() == 0) continue;  // an adapter without a rank left
+    float& steps = *moments_[i].step.mutable_data_ptr<float>();  // on the CPU: see the constructor
+    steps += 1;
     AdamWTensor t;
     t.parameter = parameters_.tensors[i].value.detach().mutable_data_ptr<float>();
     t.gradient = parameters_.tensors[i].grad.const_data_ptr<float>();
     t.exp_avg = moments_[i].exp_avg.mutable_data_ptr<float>();
     t.exp_avg_sq = moments_[i].exp_avg_sq.mutable_data_ptr<float>();
     t.width = parameters_.tensors[i].value.numel();
+    if (!averages.values.empty()) t.ema = averages.values[i];
     t.learning_rate = learning_rate;
     t.weight_decay = group.weight_decay;
-    by_step[static_cast<std::int64_t>(moments_[i].step.item<float>())].push_back(t);
+    by_step[static_cast<std::int64_t>(steps)].push_back(t);
   }
   for (const auto& [step, tensors] : by_step) {
     AdamWStep how;
@@ -181,6 +193,7 @@ void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double l
     how.eps = options_.eps;
     how.step = step;
     how.gradient_scale = static_cast<float>(scale);
+    how.ema_decay = averages.decay;
     kernels_->adamw(how, tensors.data(), static_cast<std::int64_t>(tensors.size()));
   }
 }

@@ -148,13 +148,17 @@ bool Trainer::train_window(const Window& window) {
   }
   bad_in_a_row_ = 0;
   const double factor = parts_.schedule.factor(state_.step);
-  parts_.core.optimizer.step(factor);
-  if (const auto pruned = adaptation.after_step(state_.step + 1, factor, parts_.core.parameters, parts_.core.optimizer,
-                                                parts_.core.ema)) {
+  Ema* const ema = parts_.core.ema;
+  // The averages go with the update's pass over memory, unless adapters may lose ranks between the two.
+  const AdamW::Averages averages =
+      ema && !adaptation.adapters() ? ema->update_with(parts_.core.optimizer) : AdamW::Averages{};
+  parts_.core.optimizer.step(factor, averages);
+  if (const auto pruned =
+          adaptation.after_step(state_.step + 1, factor, parts_.core.parameters, parts_.core.optimizer, ema)) {
     parts_.reporter.pruned(*pruned, *adaptation.adapters(), adaptation.allocator()->ranks());
   }
   parts_.engine.parameters_changed();
-  if (parts_.core.ema) parts_.core.ema->update();
+  if (ema && !averages.joined) ema->update();
   ++state_.step;
 
   const double* value = losses.sums.const_data_ptr<double>();

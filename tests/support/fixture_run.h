@@ -58,7 +58,8 @@ inline std::string write_order(const TemporaryFolder& folder, const nlohmann::js
 }
 
 inline ExitStatus train_here(const Options& options, const std::string& directory, const std::string& resume = "auto",
-                             std::optional<std::int64_t> max_steps = std::nullopt, std::set<std::string> allowed = {}) {
+                             std::optional<std::int64_t> max_steps = std::nullopt, std::set<std::string> allowed = {},
+                             at::Device device = at::kCPU) {
   reset_signal_flags();
   SessionRequest request;
   request.options = options;
@@ -66,6 +67,7 @@ inline ExitStatus train_here(const Options& options, const std::string& director
   request.resume = resume;
   request.max_steps = max_steps;
   request.allowed_changes = std::move(allowed);
+  request.device = device;
   request.build = "test";
   return run_training(request);
 }

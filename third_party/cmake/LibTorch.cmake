@@ -5,6 +5,7 @@
 #
 #   LibTorch::cpu   headers, libtorch_cpu, libc10: runs without a driver and without the large NVIDIA libraries
 #   LibTorch::cuda  the same plus libtorch_cuda and libc10_cuda; exists when the NVIDIA libraries it needs are there
+#   LibTorch::cuda_math  libcudart and libcublas alone, for kernels without torch; exists beside LibTorch::cuda
 #   LibTorch::nccl  nccl.h for c10d/ProcessGroupNCCL.hpp; exists beside LibTorch::cuda when the header is there
 #
 # Input: LIBTORCH_ROOT (cache or environment variable): the `torch` folder of the PyPI wheel, or an unpacked official
@@ -113,6 +114,14 @@ if(LIBTORCH_HAS_CUDA)
   endforeach()
   target_include_directories(LibTorch::cuda SYSTEM INTERFACE "${_inc}")  # cublas_v2.h, cusparse.h ...
   target_compile_definitions(LibTorch::cuda INTERFACE USE_C10D_NCCL)
+  if(EXISTS "${_nv}/cu13/lib/libcublas.so.13")
+    set(_cublas "${_nv}/cu13/lib")
+  else()
+    set(_cublas "${LIBTORCH_ROOT}/lib")
+  endif()
+  file(GLOB _cublas_files "${_cublas}/libcublas.so*" "${_cublas}/libcublasLt.so*")
+  add_library(LibTorch::cuda_math INTERFACE IMPORTED GLOBAL)
+  target_link_libraries(LibTorch::cuda_math INTERFACE ${_cublas_files} "${LIBTORCH_CUDART}")
   # Nothing refers to a symbol of libtorch_cuda: its kernels register themselves when it is loaded.
   target_link_libraries(LibTorch::cuda INTERFACE LibTorch::cpu
     "-Wl,--push-state,--no-as-needed,$<TARGET_FILE:LibTorch::torch_cuda>,--pop-state" LibTorch::c10_cuda)

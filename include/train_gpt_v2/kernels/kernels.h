@@ -1,5 +1,6 @@
 #pragma once
-// The kernels of one GPT training step behind one interface of plain pointers: CPU now, a CUDA stream the same way.
+// The kernels of one GPT training step behind one interface of plain pointers, for the CPU and for a CUDA stream
+// (kernels/cuda.h).
 //
 // Matrices are row-major; `stride` counts elements between rows. N packed tokens, D model width, F = 4D, H heads.
 // Activations are float or bf16 (Num); statistics, residual stream, biases and every parameter gradient are float.
@@ -226,7 +227,19 @@ class Kernels {
   virtual void upload(void* to, const void* from, std::size_t bytes) = 0;
   virtual void download(void* to, const void* from, std::size_t bytes) = 0;
   virtual void zero(void* memory, std::size_t bytes) = 0;
+  // At least the rows whose flag (host memory) is set become zero; the others hold zeros already.
+  virtual void zero_rows(float* table, std::int64_t rows, std::int64_t width, const std::uint8_t* row_flags) = 0;
   virtual void gemm(const Gemm&) = 0;
+  // A product into `in` of a BiasGelu and that BiasGelu; a product into `grad` and the backward pass. A device may do
+  // both at once: what the first leaves in `in` is for the second alone.
+  virtual void gemm_gelu(const Gemm& product, const BiasGelu& then) {
+    gemm(product);
+    bias_gelu(then);
+  }
+  virtual void gemm_gelu_backward(const Gemm& product, const BiasGeluBackward& then) {
+    gemm(product);
+    bias_gelu_backward(then);
+  }
   virtual void drop_residual_ln(const DropResidualLn&) = 0;
   virtual void ln_backward_drop(const LnBackwardDrop&) = 0;
   virtual void bias_gelu(const BiasGelu&) = 0;

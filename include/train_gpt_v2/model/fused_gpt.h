@@ -8,7 +8,8 @@
 // gradient is added to `grad`, except that the first call after begin_window() overwrites (so no zeroing is needed).
 // Only rows of text_embedding and mel_embedding that occur in the window have a gradient: see touched_rows().
 // Precision: float, or bf16 operands and activations with float masters, residual stream, statistics and gradients.
-// Masks are those of dropout.h. Same bits for any number of threads. Not thread-safe.
+// Masks are those of dropout.h. Same bits for any number of threads. Not thread-safe. Runs on the CPU or on a GPU,
+// wherever its kernels do.
 // Errors: DAT042/DAT043 for ids or lengths the model cannot hold, INT001 for a missing or wrongly sized parameter or a
 // batch without conditioning; std::bad_alloc.
 
@@ -35,8 +36,11 @@ struct FusedOptions {
   bool bf16 = false;
   bool text_padding = false;    // extra unscored stop tokens: the losses of the reference's padded batch (§4.2)
   std::int64_t max_tokens = 0;  // packed rows the arena is made and touched for; larger batches make it grow
-  int threads = 1;
+  int threads = 1;              // of the CPU's kernels
   Isa isa = best_isa();
+  std::int64_t head_rows = 512;  // rows of logits held at a time
+  double growth = 1.5;           // of the arena when a batch does not fit; unused memory of a CPU costs nothing
+  bool whole_classes = false;    // bf16 products over classes of whole 64s, which tensor cores want
 };
 
 struct FusedLosses {
@@ -47,7 +51,9 @@ struct FusedLosses {
 
 class FusedGpt {
  public:
-  FusedGpt(const ModelOptions& options, const FusedParameters& parameters, const FusedOptions& fused);
+  // Without `kernels` it runs on the CPU. With those of a GPU (kernels/cuda.h) the parameters lie there.
+  FusedGpt(const ModelOptions& options, const FusedParameters& parameters, const FusedOptions& fused,
+           std::unique_ptr<Kernels> kernels = nullptr);
   ~FusedGpt();
   FusedGpt(const FusedGpt&) = delete;
   FusedGpt& operator=(const FusedGpt&) = delete;

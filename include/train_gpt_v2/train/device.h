@@ -5,9 +5,11 @@
 
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <string>
 
 #include "train_gpt_v2/config/options.h"
+#include "train_gpt_v2/kernels/kernels.h"
 
 namespace train_gpt_v2 {
 
@@ -29,5 +31,11 @@ bool is_out_of_memory(const std::exception& failure);
 
 // Gives memory that LibTorch keeps for reuse back to the device.
 void release_cached_memory();
+
+// Our own kernels on torch's current stream of a GPU; null on the CPU, in a build without them and on GPUs before
+// compute capability 8.0.
+std::unique_ptr<Kernels> device_kernels(at::Device device, bool tf32);
+// Whether there are such kernels, and for this model's sizes.
+bool device_kernels_take(at::Device device, const ModelOptions& options);
 
 }  // namespace train_gpt_v2

@@ -9,6 +9,7 @@
 
 #include "train_gpt_v2/adapt/adalora.h"
 #include "train_gpt_v2/io/value.h"
+#include "train_gpt_v2/train/optimizer.h"
 #include "train_gpt_v2/train/parameters.h"
 
 namespace train_gpt_v2 {
@@ -18,8 +19,11 @@ class Ema {
   // Starts as a copy of the current values.
   Ema(ParameterSet& parameters, const EmaOptions& options);
 
-  // Call after each successful optimiser step.
+  // Call after each successful optimiser step, or update_with() before it.
   void update();
+  // The same as part of the optimizer's own pass over memory, where it makes one: what to give AdamW::step(). Counts
+  // the step; empty when no update is due or the averages lie on another device.
+  AdamW::Averages update_with(const AdamW& optimizer);
   // The decay of the k-th update (k from 1): min(decay, 1 - (1 + t)^-3/4) with t = steps so far when warming up,
   // raised to update_every.
   double decay_at(std::int64_t update) const;
@@ -48,6 +52,7 @@ class Ema {
  private:
   void swap();
   torch::Tensor& shadow_of(const std::string& name);
+  bool count_step();  // whether an update is due; then updates_ is its number
   ParameterSet& parameters_;
   EmaOptions options_;
   std::vector<torch::Tensor> shadows_;

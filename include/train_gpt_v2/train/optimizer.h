@@ -1,6 +1,6 @@
 #pragma once
 // AdamW over a ParameterSet, with gradient norm, clipping and the state that goes into checkpoints: one pass of
-// kernels/kernels.h for fp32 tensors on the CPU, at::_fused_adamw_ elsewhere. Moments are fp32 on the device of their
+// kernels/kernels.h for fp32 tensors on one device, at::_fused_adamw_ elsewhere. Moments are fp32 on the device of their
 // parameter.
 //
 // Order within a step: algorithms.md §7.2. One owner of the learning rate: it is passed in at every step.
@@ -29,11 +29,20 @@ class AdamW {
 
   // Norm of the gradients times `grad_scale` (1 / loss scale); scales the gradients by it and by
   // min(1, max_norm / (norm + 1e-6)). max_norm 0: no clipping. A non-finite norm leaves them as they are. Without
-  // `in_place` the CPU leaves the scaling to the step() that follows, which saves a pass over all gradients; who reads
+  // `in_place` the kernels leave the scaling to the step() that follows, which saves a pass over all gradients; who reads
   // them after this call (AdaLoRA's importance) asks for `in_place`.
   ClipResult unscale_and_clip(double grad_scale, double max_norm, bool per_group, bool in_place = true);
-  // One update with each group's rate times `factor`.
-  void step(double factor);
+  // Moving averages that the update brings up to date in the same pass (Ema::update_with): average += (1 - decay)
+  // (parameter - average), one contiguous float array a tensor, on its device. `joined`: this pass counts as the
+  // average's step, even when `values` is empty because none was due.
+  struct Averages {
+    std::vector<float*> values;
+    double decay = 1;
+    bool joined = false;
+  };
+  bool one_pass() const { return kernels_ != nullptr; }
+  // One update with each group's rate times `factor`. Averages only where one_pass().
+  void step(double factor, const Averages& averages = {});
 
   // {"state": {index: {step, exp_avg, exp_avg_sq}}, "param_groups": [...]} in the Python trainer's form: indices count
   // ParameterSet::all_names; the rates written are those of the step that follows (`next_factor`). Tensors are shared,
@@ -56,11 +65,11 @@ class AdamW {
   ParameterSet& parameters_;
   OptimizerOptions options_;
   std::vector<double> squares();
-  void step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate);
+  void step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate, const Averages& averages);
 
   std::vector<Moments> moments_;
   std::vector<double> pending_scale_;  // per group; what step() multiplies the gradients by
-  std::unique_ptr<Kernels> kernels_;   // null where the tensors are not contiguous fp32 on the CPU
+  std::unique_ptr<Kernels> kernels_;   // null where the tensors are not contiguous fp32 on one device with kernels
 };
 
 }  // namespace train_gpt_v2
