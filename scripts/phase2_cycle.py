@@ -14,6 +14,7 @@ DEMO_BASE_STEPS = {True: 16, False: 700}
 DEMO_STEPS = {True: 12, False: 300}
 # C's rates are meant for 100,000 steps on a large model; the demo's few steps need larger ones.
 DEMO_RATE_FACTOR = 50
+AUTO_LAMBDA_STEPS = 100  # ewc.lambda "auto" is chosen after 20 steps; a run should be long beside that
 PLAN = {"per_layer": 148_000, "of": 2_000_000, "fewer": 13}
 
 
@@ -110,6 +111,7 @@ class Cycle:
 
     def write_json(self, name, content):
         path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path + ".tmp", "w", encoding="utf-8") as file:
             json.dump(content, file, indent=1)
             file.write("\n")
@@ -188,7 +190,9 @@ class Cycle:
     # --- the steps ---
 
     def train(self, name, content):
-        config = self.write_json(name + ".json", content)
+        return self.train_with(name, self.write_json(os.path.join("configs", name + ".json"), content))
+
+    def train_with(self, name, config):
         folder = self.path("runs", name)
         self.program.call(self.program.on_device(["train", "-q", "--config", config, "--output-dir", folder]))
         return folder
@@ -218,7 +222,7 @@ class Cycle:
                 place = place.setdefault(part, {})
             place[last] = value
         merge_changes(content, guard)
-        return self.write_json(name + ".json", content)
+        return self.write_json(os.path.join("configs", name + ".json"), content)
 
     fisher = ""
 
@@ -239,9 +243,10 @@ class Cycle:
         return {name: variants[name] for name in GUARDS if name in asked}
 
     def ewc_lambda(self):
-        """C's; "auto" cannot be with dropout in front of the adapters, then the lower end of the plan's 1,000 to 10,000."""
+        """C's; where "auto" cannot be (dropout in front of the adapters) or comes too late, the lower end of the plan's 1,000 to 10,000."""
         given = self.config["ewc"]["lambda"]
-        return 1000 if given == "auto" and self.config["peft"]["lora_dropout"] > 0 else given
+        late = (self.changes.get("train", {}).get("max_steps") or AUTO_LAMBDA_STEPS) < AUTO_LAMBDA_STEPS
+        return 1000 if given == "auto" and (late or self.config["peft"]["lora_dropout"] > 0) else given
 
     def evaluate(self, checkpoint, extra=()):
         """Losses on the new language and on each protected manifest."""
@@ -269,10 +274,7 @@ class Cycle:
         self.result["runs"] = {}
         for name, guard in self.guards().items():
             say("training: " + name)
-            folder = self.path("runs", name)
-            config = self.run_config(name, guard)
-            self.program.call(self.program.on_device(["train", "-q", "--config", config, "--output-dir", folder]))
-            checkpoint = self.best_file(folder)
+            checkpoint = self.best_file(self.train_with(name, self.run_config(name, guard)))
             self.result["runs"][name] = dict(self.with_forgetting(self.evaluate(checkpoint)), checkpoint=checkpoint)
         first = next(iter(self.result["runs"]))
         if self.method and self.protected:
@@ -318,9 +320,9 @@ class Cycle:
             target("forgetting", merged["worst"], options.max_forgetting, merged["worst"] <= options.max_forgetting)
         gap = max(abs(merged[part][key] - run[part][key]) for part, key in (("new", "mel_loss"), ("new", "text_loss")))
         target("merged_equals_adapter", gap, 1e-4, gap <= 1e-4)
-        shapes = lambda file: {one["name"].rpartition("model.")[2] if one["name"].startswith("model.model.") else one["name"]: one["shape"]
-                               for one in self.program.json(["inspect", "--json", file])["tensors"] if one["name"].startswith("model.")}
-        same = shapes(final) == shapes(self.base)
+        names = lambda file: {one["name"] for one in self.program.json(["inspect", "--json", file])["tensors"] if one["name"].startswith("model.")}
+        ours = names(final)
+        same = names(self.base) <= ours and not any(".lora_" in name or ".base_layer." in name for name in ours)
         target("plain_keys", same, True, same)
         overhead = self.overhead(final, extra)
         target("overhead", overhead, options.max_overhead, overhead <= options.max_overhead)
@@ -329,7 +331,7 @@ class Cycle:
         """Processor time of the merged model over the base's on the same batches, one thread; the least of several tries."""
         environment = dict(os.environ, OMP_NUM_THREADS="1")
         least = {}
-        for _ in range(5 if self.options.smoke else 3):
+        for _ in range(3):
             for name, checkpoint, more in (("base", self.base, self.base_config), ("merged", final, extra)):
                 arguments = ["eval", "--json", "-q", "--checkpoint", checkpoint, "--set", "train.num_threads=1"] + list(more)
                 for one in self.new:

@@ -32,13 +32,13 @@ json.dump({"model": model, "init": {"from": fixtures + "/model/gpt.pth"},
           open(work + "/phase2.json", "w"))
 PYTHON
 # shellcheck disable=SC2317
-cycle() { "$script" --config "$work/phase2.json" --output "$work/out" --smoke --device cpu --protect "$work/old_val.jsonl" \
+cycle() { "$script" --config "$work/phase2.json" --output "$work/cycle" --smoke --device cpu --protect "$work/old_val.jsonl" \
   --fisher-samples 8 --scales 0.5 --max-overhead 5 "$@"; }
 
 status_of cycle --min-top1 0 --max-mel-loss 50 --max-forgetting 10
 check "every target is met: $(tail -n 4 "$work/err")" test "$status" = 0
 check "the table ends with the verdict" grep -q '^pass: ' "$work/out"
-check "what was measured is complete" python3 - "$work/out/phase2.json" "$work" <<'PYTHON'
+check "what was measured is complete" python3 - "$work/cycle/phase2.json" "$work" <<'PYTHON'
 import json, os, sys
 result = json.load(open(sys.argv[1]))
 work = sys.argv[2]
@@ -62,14 +62,14 @@ adapters = result["adapters"]
 assert adapters["ranks"] == round(48 / 1.5), adapters  # pruned, though steps were 12 instead of 1000
 assert adapters["of"] == 4 * 64 * 192 + 0 or adapters["of"] == 64 * (192 + 64 + 256 + 256), adapters
 for file in ("report.html", "merged_final.pth", "fisher.safetensors"):
-    assert os.path.getsize(work + "/out/" + file) > 0, file
+    assert os.path.getsize(work + "/cycle/" + file) > 0, file
 PYTHON
 # The same command again: finished runs are not trained again; another target can be missed.
-before=$(sha256sum "$work"/out/runs/*/latest.pt)
+before=$(sha256sum "$work"/cycle/runs/*/latest.pt)
 status_of cycle --guards none --scales "" --min-top1 1
 check "a missed target ends with 10: $(tail -n 3 "$work/err")" test "$status" = 10
 check "it is named" grep -q '^mel_top1 *missed' "$work/out"
-check "nothing was trained again" test "$before" = "$(sha256sum "$work"/out/runs/*/latest.pt)"
+check "nothing was trained again" test "$before" = "$(sha256sum "$work"/cycle/runs/*/latest.pt)"
 
 fails_with 64 "no option" "$script"
 fails_with 64 "an unknown guard" cycle --guards none,magic
