@@ -57,10 +57,10 @@ assert set(result["targets"]) == {"mel_top1", "mel_loss", "forgetting", "merged_
 kept = result["runs"][result["kept"]]
 assert abs(result["merged"]["new"]["mel_loss"] - kept["new"]["mel_loss"]) < 1e-5
 assert result["merged"]["proof"]["max_logit_difference"] < 1e-3
-assert result["fisher"]["samples"] == 8
+assert result["fisher"]["samples"] == min(8, sum(1 for _ in open(old)))
 adapters = result["adapters"]
 assert adapters["ranks"] == round(48 / 1.5), adapters  # pruned, though steps were 12 instead of 1000
-assert adapters["of"] == 4 * 64 * 192 + 0 or adapters["of"] == 64 * (192 + 64 + 256 + 256), adapters
+assert adapters["of"] == 64 * (192 + 64 + 256 + 256), adapters
 for file in ("report.html", "merged_final.pth", "fisher.safetensors"):
     assert os.path.getsize(work + "/cycle/" + file) > 0, file
 PYTHON
