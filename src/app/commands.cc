@@ -12,6 +12,7 @@
 #include "train_gpt_v2/app/extend_vocab_command.h"
 #include "train_gpt_v2/app/fisher_command.h"
 #include "train_gpt_v2/app/inspect_command.h"
+#include "train_gpt_v2/app/merge_command.h"
 #include "train_gpt_v2/app/report_command.h"
 #include "train_gpt_v2/app/sample_command.h"
 #include "train_gpt_v2/app/version.h"
@@ -161,6 +162,38 @@ void add_eval(CLI::App& app, ExitStatus&) {
   });
 }
 
+void add_merge(CLI::App& app, ExitStatus& status) {
+  struct Arguments : Common {
+    MergeRequest request;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  MergeRequest& request = arguments->request;
+  CLI::App* command = app.add_subcommand("merge", "fold adapters into their base: one file of plain weights");
+  add_model_options(*command, *arguments, request.model);
+  command->add_option("--output", request.output, "the file to write, e.g. merged_final.pth")->required();
+  command->add_option("--scale", request.scale, "share of what the adapters changed: 1 all of it, 0 the base")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--manifest", request.manifests, "pairs for the proof (default: data.val_manifests); repeatable")
+      ->allow_extra_args(false);
+  command->add_option("--tolerance", request.tolerance, "largest difference between both forms, relative to the logits")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  arguments->device = "cpu";
+  arguments->add_device(*command);
+  arguments->add_json(*command);
+  arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 merge --checkpoint runs/phase2/best_model.pth --output merged_final.pth");
+  command->callback([arguments, &status] {
+    install_signal_handlers();
+    MergeRequest& asked = arguments->request;
+    finish(*arguments, asked.model);
+    asked.json = arguments->json;
+    for (std::string& manifest : asked.manifests) manifest = absolute_path(manifest);
+    status = run_merge(asked, std::cout);
+  });
+}
+
 void add_fisher(CLI::App& app, ExitStatus& status) {
   struct Arguments : Common {
     FisherRequest request;
@@ -254,19 +287,20 @@ void add_export(CLI::App& app) {
     ExportRequest request;
   };
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("export", "weights for inference: exactly the reference's keys");
+  CLI::App* command = app.add_subcommand("export", "weights for inference, or adapters for peft");
   add_model_options(*command, *arguments, arguments->request.model);
-  command->add_option("--output", arguments->request.output, "the file to write")->required();
-  command->add_option("--format", arguments->request.format, "gpt.pth or safetensors")
-      ->check(CLI::IsMember({"gpt.pth", "safetensors"}))
+  command->add_option("--output", arguments->request.output, "the file to write; a folder for peft")->required();
+  command->add_option("--format", arguments->request.format, "gpt.pth, safetensors or peft")
+      ->check(CLI::IsMember({"gpt.pth", "safetensors", "peft"}))
       ->capture_default_str();
   command->add_option("--dtype", arguments->request.dtype, "fp32, fp16 or bf16 (default: as stored)")
       ->check(CLI::IsMember({"fp32", "fp16", "bf16"}));
+  arguments->device = "cpu";
+  arguments->add_device(*command);
   arguments->add_logging(*command);
   command->footer("Example: train_gpt_v2 export --checkpoint runs/am/best_model.pth --output gpt_am.pth");
   command->callback([arguments] {
     finish(*arguments, arguments->request.model);
-    arguments->request.model.device = at::kCPU;
     std::cout << run_export(arguments->request);
   });
 }
@@ -420,6 +454,7 @@ void add_commands(CLI::App& app, ExitStatus& status) {
   add_inspect(app);
   add_export(app);
   add_extend_vocab(app);
+  add_merge(app, status);
   add_fisher(app, status);
   add_report(app);
   add_config_commands(app);

@@ -1,5 +1,8 @@
 #include "train_gpt_v2/app/export_command.h"
 
+#include <set>
+
+#include "train_gpt_v2/adapt/peft_files.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
@@ -14,15 +17,44 @@ namespace {
 // The type most of the file's floating tensors have.
 at::ScalarType stored_type(const std::string& checkpoint) {
   const LoadedFile file = read_tensor_file(checkpoint, /*verify=*/false);
-  for (const auto& [key, value] : find_model_dict(file.root, checkpoint).entries()) {
+  for (const auto& [key, value] : weights_in(file.root, checkpoint).entries()) {
     if (value.is_tensor() && is_floating_point(value.as_tensor().dtype)) return scalar_type(value.as_tensor().dtype);
   }
   return at::kFloat;
 }
 
+// Everything that a module holds: peft saves modules whole.
+std::vector<std::pair<std::string, at::Tensor>> modules_of(const ModelSource& source) {
+  const auto module_of = [](const std::string& name) { return name.substr(0, name.rfind('.')); };
+  std::set<std::string> modules;
+  for (const std::string& name : source.beside) modules.insert(module_of(name));
+  std::vector<std::pair<std::string, at::Tensor>> tensors;
+  for (const StateEntry& entry : source.model->state()) {
+    if (!entry.buffer && modules.contains(module_of(entry.name))) tensors.emplace_back(entry.name, entry.tensor);
+  }
+  return tensors;
+}
+
+std::string export_peft(const ExportRequest& request) {
+  if (!request.dtype.empty() && request.dtype != "fp32") {
+    throw Error("ARG001", "--dtype " + request.dtype + " with --format peft")
+        .fix("adapters are kept in fp32: leave --dtype out");
+  }
+  const ModelSource source = load_model(request.model);
+  require_adapters(source, request.model.checkpoint);
+  const auto beside = modules_of(source);
+  write_peft_folder(request.output, *source.adapters, source.adapter_dropout, beside);
+  return concat(request.output, ": ", source.adapters->adapters().size(), " adapters (",
+                adapter_kind_name(source.adapters->kind()),
+                is_adaptive(source.adapters->kind()) ? ", as plain ones of their kept ranks" : "", "), ", beside.size(),
+                " tensors beside them, ", source.weights, " weights, ",
+                human_bytes(file_size(path_join(request.output, "adapter_model.safetensors"))), "\n");
+}
+
 }  // namespace
 
 std::string run_export(const ExportRequest& request) {
+  if (request.format == "peft") return export_peft(request);
   ModelRequest wanted = request.model;
   wanted.complete = true;  // fresh values must never reach an inference file
   const ModelSource source = load_model(wanted);

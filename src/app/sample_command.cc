@@ -10,7 +10,6 @@
 #include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/io/torch_file.h"
-#include "train_gpt_v2/model/weights.h"
 #include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/sampling.h"
 
@@ -21,7 +20,7 @@ namespace {
 void need_conditioners(const std::string& checkpoint) {
   const LoadedFile file = read_tensor_file(absolute_path(checkpoint), /*verify=*/false);
   bool found = false;
-  for (const auto& [key, value] : find_model_dict(file.root, checkpoint).entries()) {
+  for (const auto& [key, value] : weights_in(file.root, checkpoint).entries()) {
     found = found || (key.is_string() && key.as_string().find("emo_conditioning_encoder.") != std::string::npos);
   }
   if (!found) {

@@ -91,6 +91,9 @@ A test fails when they are stale, so do not edit them.
 | amharic.json | the plan's size: width 512, 12 blocks, 24,000 text tokens, from fresh weights |
 | amharic_indextts2.json | the released size: width 1280, 24 blocks, starting from the released gpt.pth |
 | phase1.json | amharic.json with the plan's phase 1 values |
+| phase2_dora.json | DoRA adapters on the model of phase 1; scripts/phase2.sh runs the whole cycle |
+| phase2_adalora.json | the same with ranks pruned where they matter least (DoRA and AdaLoRA together) |
+| phase2_full.json | phase 2 without adapters: layer-wise learning rates |
 | demo.json | a small model for the corpus of `train_gpt_v2 demo-data`; scripts/quickstart.sh trains it |
 | demo.json | a small model for the corpus that `train_gpt_v2 demo-data` makes |
 | schema.json | `"$schema": "schema.json"` in a configuration gives completion and checks in editors |

@@ -172,6 +172,11 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "Names, shapes, ranks or the kind of the stored adapter differ from the model or from its adapter_config.json."},
     {"PFT003", kConfig, "the pruning schedule cannot take effect",
      "Every pruning step must lie within the run, in order, and leave the ranks that the target asks for."},
+    {"PFT004", kBadData, "a model without adapters where adapters are needed",
+     "merge and export --format peft work on a checkpoint of a run with peft.method, or on weights with init.peft_adapter."},
+    {"PFT005", kBadData, "the merged model differs from the adapters",
+     "Both forms were run on real samples; logits or losses differ by more than rounding. Nothing was written. Merge an "
+     "earlier checkpoint; a looser --tolerance accepts the difference that was printed."},
     {"EWC001", kBadData, "a Fisher file does not fit",
      "It was measured on other weights, another vocabulary or another model. Measure again: train_gpt_v2 fisher."},
     {"NUM010", kDiverged, "adapters hold non-finite numbers",

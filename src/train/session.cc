@@ -15,6 +15,7 @@
 #include "train_gpt_v2/model/weights.h"
 #include "train_gpt_v2/train/adapter_checkpoint.h"
 #include "train_gpt_v2/train/device.h"
+#include "train_gpt_v2/train/start_weights.h"
 #include "train_gpt_v2/train/trainer.h"
 
 namespace train_gpt_v2 {
@@ -229,21 +230,11 @@ void Session::build_model() {
 void Session::load_base_weights() {
   const std::string& path = options_.init.from;
   const LoadedFile file = read_tensor_file(path, /*verify=*/true);
+  const LoadReport report = load_start_weights(*model_, file.root, path, options_, tokenizer_.get());
+  rows_were_made_ = report.vocabulary && report.vocabulary->pieces > report.vocabulary->base_pieces;
   LoadOptions how;
   how.source = path;
-  how.new_rows = parse_new_rows(options_.init.new_rows);
-  how.seed = static_cast<std::uint64_t>(options_.train.seed);
-  std::unique_ptr<Tokenizer> base;  // how.vocabulary refers to it
-  const Value* table = find_model_dict(file.root, path).find("text_embedding.weight");
-  if (tokenizer_ && table) {
-    const auto& shape = table->as_tensor("text_embedding.weight").shape;
-    const std::int64_t base_pieces = shape.empty() ? 0 : shape[0] - 1;  // the last row is spare
-    if (!options_.data.base_tokenizer.empty()) base = std::make_unique<Tokenizer>(options_.data.base_tokenizer);
-    how.vocabulary = make_vocabulary(*tokenizer_, base.get(), base_pieces);
-  }
-  const LoadReport report = load_state(*model_, file.root, how);
   log_load_report(report, how);
-  rows_were_made_ = report.vocabulary && report.vocabulary->pieces > report.vocabulary->base_pieces;
   has_conditioners_ = std::none_of(report.missing.begin(), report.missing.end(), UnifiedVoice::is_conditioner);
 }
 

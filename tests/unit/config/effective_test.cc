@@ -315,7 +315,8 @@ TEST(Reference, SchemaRefusesWhatTheLoaderRefuses) {
        {R"({"trian": {}})", R"({"train": {"sed": 1}})", R"({"train": {"seed": "1"}})", R"({"checkpoint": {"keep": 2}})",
         R"({"train": {"precision": "fp8"}})", R"({"optimizer": {"betas": [1.0, 0.9]}})", R"({"model": {"types": 2}})",
         R"({"model": {"condition_module": {"x": 1}}})", R"({"data": {"replay": [{"x": 1}]}})",
-        R"({"peft": {"rank_pattern": {"mlp": 0}}})", R"({"peft": {"rank_pattern": [8]}})", R"({"ewc": {"lambda": "x"}})"}) {
+        R"({"peft": {"rank_pattern": {"mlp": 0}}})", R"({"peft": {"rank_pattern": [8]}})",
+        R"({"ewc": {"lambda": "x"}})"}) {
     EXPECT_FALSE(fits(schema, Json::parse(text), why)) << text;
   }
 }
@@ -345,6 +346,57 @@ TEST(Reference, PlanValuesOfTheShippedFiles) {
   EXPECT_EQ(phase1.validation.interval, 2000);
   EXPECT_FALSE(phase1.early_stopping.enabled);
   EXPECT_EQ(phase1.checkpoint.keep, 3);
+}
+
+TEST(Reference, PlanValuesOfPhase2) {
+  const auto group_of = [](const Options& o, const std::string& name) {
+    for (const ParameterGroupOptions& group : o.optimizer.groups) {
+      if (group.name == name) return group;
+    }
+    ADD_FAILURE() << "no group " << name;
+    return ParameterGroupOptions{};
+  };
+  const Options phase1 = load_config(shipped("phase1.json")).options;
+  for (const char* name : {"phase2_dora.json", "phase2_adalora.json", "phase2_full.json"}) {
+    SCOPED_TRACE(name);
+    const Options o = load_config(shipped(name)).options;
+    EXPECT_EQ(o.model.model_dim, phase1.model.model_dim);
+    EXPECT_EQ(o.train.batch_size * o.train.grad_accumulation, 96);
+    EXPECT_EQ(o.data.num_workers, 16);
+    EXPECT_FALSE(o.init.from.empty());
+    // Phase 1's improvements stay.
+    EXPECT_EQ(o.train.grad_clip, 1.0);
+    EXPECT_TRUE(o.ema.enabled);
+    EXPECT_EQ(o.sampler.mode, "buckets");
+    EXPECT_EQ(o.sampler.boundaries, phase1.sampler.boundaries);
+    EXPECT_EQ(o.validation.interval, 2000);
+    EXPECT_EQ(o.checkpoint.best_metrics, std::vector<std::string>{"mel_loss"});
+    EXPECT_THAT(o.trainable.freeze, ElementsAre("wpe", "ln_*", "ln_f"));
+    EXPECT_EQ(group_of(o, "text_embedding").learning_rate, 1e-5);
+    EXPECT_EQ(group_of(o, "text_embedding").weight_decay, 0.01);
+    EXPECT_EQ(group_of(o, "heads").weight_decay, 0.0);
+    if (o.peft.method.empty()) {
+      EXPECT_EQ(o.optimizer.learning_rate, 1e-4);
+      EXPECT_EQ(o.optimizer.layer_lr_decay, 0.95);
+      EXPECT_EQ(o.optimizer.weight_decay, 0.05);
+      EXPECT_EQ(group_of(o, "heads").lr_scale, 1.0);
+      continue;
+    }
+    EXPECT_THAT(o.trainable.train, ElementsAre("wte", "lm_head", "mel_head"));
+    EXPECT_EQ(o.peft.rank, 32);
+    EXPECT_EQ(o.peft.rank_pattern,
+              (std::vector<std::pair<std::string, std::int64_t>>{{"mlp.c_fc", 16}, {"mlp.c_proj", 16}}));
+    EXPECT_EQ(o.peft.lora_dropout, 0.05);
+    EXPECT_EQ(group_of(o, "adapters").learning_rate, 2e-5);
+    EXPECT_EQ(group_of(o, "adapters").weight_decay, 0.05);
+    EXPECT_EQ(group_of(o, "heads").learning_rate, 3e-5);
+    EXPECT_FALSE(o.optimizer.layer_lr_decay);
+  }
+  EXPECT_EQ(load_config(shipped("phase2_dora.json")).options.peft.method, "dora");
+  const PeftOptions adalora = load_config(shipped("phase2_adalora.json")).options.peft;
+  EXPECT_EQ(adalora.method, "dora_adalora");
+  EXPECT_EQ(adalora.pruning_steps, (std::vector<std::int64_t>{10000, 20000, 30000}));
+  EXPECT_EQ(adalora.min_rank, 8);
 }
 
 TEST(Reference, HelpListsTheKeysOfASection) {

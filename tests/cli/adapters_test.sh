@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# fisher, merge, export --format peft and inspect from outside: exit codes, signals, what is on stdout.
+# shellcheck source=tests/support/cli.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../support/cli.sh"
+program=${TGV2_BINARY:?ctest sets it}
+fixtures=$root/tests/data/fixtures
+model=(--checkpoint "$fixtures/model/gpt.pth" --config "$root/tests/data/export/fixture.json" --device cpu -q)
+adapter=(--set "init.peft_adapter=$fixtures/peft/dora")
+pairs=$fixtures/data/val_pairs.jsonl
+
+status_of "$program" merge "${model[@]}" "${adapter[@]}" --manifest "$pairs" --output "$work/merged_final.pth"
+check "merge: $(cat "$work/err")" test "$status" = 0
+check "the differences are printed" grep -q 'max |dlogit| [0-9.e-]* (largest logit [0-9.]*), dloss [0-9.e-]*' "$work/out"
+status_of "$program" merge "${model[@]}" "${adapter[@]}" --manifest "$pairs" --output "$work/half.pth" --scale 0.5 --json
+check "--json is one document" python3 -c 'import json,sys; assert json.load(open(sys.argv[1]))["scale"] == 0.5' "$work/out"
+fails_with 0 "the merged file needs no configuration" "$program" eval --checkpoint "$work/merged_final.pth" --manifest "$pairs" -q --device cpu
+fails_with 0 "inspect A B" "$program" inspect "$work/merged_final.pth" "$work/half.pth"
+check "eight matrices differ" says "8 differ"
+fails_with 65 "above the tolerance" "$program" merge "${model[@]}" "${adapter[@]}" --manifest "$pairs" --output "$work/no.pth" --tolerance 0
+check "nothing is written then" test ! -e "$work/no.pth"
+fails_with 65 "nothing to merge" "$program" merge "${model[@]}" --manifest "$pairs" --output "$work/no.pth"
+fails_with 78 "no manifest for the proof" "$program" merge "${model[@]}" "${adapter[@]}" --output "$work/no.pth"
+fails_with 64 "a scale above one" "$program" merge "${model[@]}" "${adapter[@]}" --manifest "$pairs" --output "$work/no.pth" --scale 1.5
+fails_with 66 "no checkpoint" "$program" merge --checkpoint "$work/none.pth" --output "$work/no.pth"
+
+fails_with 0 "export for peft" "$program" export "${model[@]}" "${adapter[@]}" --format peft --output "$work/folder"
+check "peft's two files" test -s "$work/folder/adapter_config.json" -a -s "$work/folder/adapter_model.safetensors"
+fails_with 0 "inspect shows ranks" "$program" inspect "$work/folder/adapter_model.safetensors"
+check "kind and ranks" grep -q '^dora: .* parameters, 48 ranks in 8 matrices' "$work/out"
+fails_with 64 "half precision adapters" "$program" export "${model[@]}" "${adapter[@]}" --format peft --output "$work/x" --dtype fp16
+
+status_of "$program" fisher "${model[@]}" --manifest "$pairs" --samples 3 --output "$work/f.safetensors" --json
+check "fisher: $(cat "$work/err")" test "$status" = 0
+check "its document" python3 -c 'import json,sys; assert json.load(open(sys.argv[1]))["samples"] == 3' "$work/out"
+fails_with 64 "fisher without a manifest" "$program" fisher "${model[@]}" --output "$work/g.safetensors"
+fails_with 73 "fisher into a file's folder" "$program" fisher "${model[@]}" --manifest "$pairs" --output "$work/f.safetensors/g"
+many=()
+for _ in $(seq 400); do many+=(--manifest "$fixtures/data/train_pairs.jsonl"); done
+"$program" fisher "${model[@]}" "${many[@]}" --batch-size 1 --output "$work/h.safetensors" >"$work/out" 2>"$work/err" &
+pid=$!
+sleep 2
+kill -TERM "$pid"
+status=0
+wait "$pid" || status=$?
+check "SIGTERM ends fisher with 143, was $status" test "$status" = 143
+check "no file is left" test ! -e "$work/h.safetensors"
+finish
