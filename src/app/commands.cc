@@ -12,6 +12,7 @@
 #include "train_gpt_v2/app/extend_vocab_command.h"
 #include "train_gpt_v2/app/fisher_command.h"
 #include "train_gpt_v2/app/inspect_command.h"
+#include "train_gpt_v2/app/pack_command.h"
 #include "train_gpt_v2/app/report_command.h"
 #include "train_gpt_v2/app/sample_command.h"
 #include "train_gpt_v2/app/version.h"
@@ -20,6 +21,7 @@
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/signals.h"
+#include "train_gpt_v2/data/packed_set.h"
 #include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/resume_rules.h"
 #include "train_gpt_v2/train/session.h"
@@ -340,14 +342,16 @@ void add_inspect(CLI::App& app) {
     bool verify = false;
   };
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("inspect", "what is in a checkpoint or weight file; with two files: differences");
-  command->add_option("FILE", arguments->files, "one file, or two to compare")->required()->expected(1, 2);
+  CLI::App* command = app.add_subcommand("inspect", "what is in a checkpoint, weight file or packed set; with two files: differences");
+  command->add_option("FILE", arguments->files, "one file or packed set, or two files to compare")->required()->expected(1, 2);
   command->add_flag("--verify", arguments->verify, "read and check every byte");
   arguments->add_json(*command);
   arguments->add_logging(*command);
   command->callback([arguments] {
     arguments->apply_logging();
-    if (arguments->files.size() == 1) {
+    if (arguments->files.size() == 1 && PackedSet::is_one(arguments->files[0])) {
+      run_inspect_packed(arguments->files[0], arguments->verify, arguments->json, std::cout);
+    } else if (arguments->files.size() == 1) {
       run_inspect(arguments->files[0], arguments->verify, arguments->json, std::cout);
     } else {
       run_inspect_compare(arguments->files[0], arguments->files[1], arguments->verify, arguments->json, std::cout);
@@ -399,6 +403,7 @@ void add_commands(CLI::App& app, ExitStatus& status) {
   add_report(app);
   add_config_commands(app);
   add_explain(app);
+  add_pack_command(app);
   add_demo_commands(app);
 }
 

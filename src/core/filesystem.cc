@@ -166,21 +166,34 @@ int open_regular(const std::string& path, std::uint64_t max_bytes, std::size_t& 
 
 }  // namespace
 
-MappedFile::MappedFile(const std::string& path, std::uint64_t max_bytes) : path_(path) {
-  const int fd = open_regular(path, max_bytes, size_);
-  if (size_ > 0) {
-    void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
+MappedFile::MappedFile(const std::string& path, std::uint64_t max_bytes)
+    : path_(path), fd_(open_regular(path, max_bytes, size_)) {
+  if (size_ == 0) return;
+  void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd_, 0);
+  if (mapped == MAP_FAILED) {
     const int error = errno;
-    ::close(fd);
-    if (mapped == MAP_FAILED) throw Error("IO002", concat("cannot map: ", std::strerror(error))).where(path);
-    data_ = static_cast<const std::byte*>(mapped);
-  } else {
-    ::close(fd);
+    ::close(fd_);
+    throw Error("IO002", concat("cannot map: ", std::strerror(error))).where(path);
   }
+  data_ = static_cast<const std::byte*>(mapped);
 }
 
 MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
+  ::close(fd_);
+}
+
+bool MappedFile::whole() const {
+  struct stat info {};
+  return ::fstat(fd_, &info) == 0 && static_cast<std::size_t>(info.st_size) >= size_;
+}
+
+void MappedFile::check_size() const {
+  if (whole()) return;
+  throw Error("IO002", "the file was cut short while it was in use")
+      .where(path_)
+      .detail(concat("it had ", size_, " bytes when it was opened"))
+      .fix("put the file back and start again; replace files by renaming a new one over them, never in place");
 }
 
 std::string read_file(const std::string& path, std::uint64_t max_bytes) {

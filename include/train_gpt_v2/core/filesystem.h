@@ -80,7 +80,8 @@ void write_file_atomically(const std::string& path, std::string_view content);
 // Does nothing when both already are the same file.
 void publish_link(const std::string& target, const std::string& name);
 
-// A read-only view of a whole regular file, mapped. Empty files have an empty view.
+// A read-only view of a whole regular file, mapped. Empty files have an empty view. A file that shrinks in place takes
+// its pages with it, and reading them ends the process: long-lived users ask check_size() before they read.
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path, std::uint64_t max_bytes = UINT64_MAX);
@@ -89,9 +90,13 @@ class MappedFile {
   MappedFile& operator=(const MappedFile&) = delete;
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
+  // False when the file has become shorter since it was mapped; check_size() throws IO002 then. One system call.
+  bool whole() const;
+  void check_size() const;
 
  private:
   std::string path_;
+  int fd_ = -1;
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };
