@@ -13,6 +13,7 @@
 #include "train_gpt_v2/app/fisher_command.h"
 #include "train_gpt_v2/app/inspect_command.h"
 #include "train_gpt_v2/app/merge_command.h"
+#include "train_gpt_v2/app/pack_command.h"
 #include "train_gpt_v2/app/report_command.h"
 #include "train_gpt_v2/app/sample_command.h"
 #include "train_gpt_v2/app/version.h"
@@ -21,6 +22,7 @@
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/signals.h"
+#include "train_gpt_v2/data/packed_set.h"
 #include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/resume_rules.h"
 #include "train_gpt_v2/train/session.h"
@@ -60,7 +62,8 @@ Vocoder training_vocoder(const Options& options) {
   if (options.sampling.interval <= 0) return {};
   const std::string& command = options.sampling.vocoder_command;
   try {
-    return make_vocoder(command, options.data.val_manifests.empty() ? options.data.train_manifests : options.data.val_manifests);
+    return make_vocoder(command,
+                        options.data.val_manifests.empty() ? options.data.train_manifests : options.data.val_manifests);
   } catch (const Error& failure) {
     if (!command.empty()) throw;
     log_warning("sample", "the samples will have no sound: ", failure.message());
@@ -375,15 +378,17 @@ void add_extend_vocab(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("extend-vocab", "append pieces for a new language to a tokenizer");
   command->add_option("--base", arguments->request.base, "SentencePiece BPE model to extend")->required();
-  command->add_option("--text", arguments->request.texts, "texts, one utterance a line, or manifests (*.jsonl); FILE::am")
+  command
+      ->add_option("--text", arguments->request.texts, "texts, one utterance a line, or manifests (*.jsonl); FILE::am")
       ->required();
   command->add_option("--size", arguments->request.size, "pieces of the result, e.g. 24000")->required();
   command->add_option("--output", arguments->request.output, "the model to write")->required();
   arguments->add_json(*command);
   arguments->add_logging(*command);
-  command->footer("Example: train_gpt_v2 extend-vocab --base bpe.model --text train_pairs.jsonl --size 24000 --output am.model\n"
-                  "Every Ethiopic character, digit, capital letter and punctuation mark gets a piece, the rest are merges of\n"
-                  "the texts. Ids and splits of the base stay as they are; nothing is written unless that is proven.");
+  command->footer(
+      "Example: train_gpt_v2 extend-vocab --base bpe.model --text train_pairs.jsonl --size 24000 --output am.model\n"
+      "Every Ethiopic character, digit, capital letter and punctuation mark gets a piece, the rest are merges of\n"
+      "the texts. Ids and splits of the base stay as they are; nothing is written unless that is proven.");
   command->callback([arguments] {
     arguments->apply_logging();
     run_extend_vocab(arguments->request, arguments->json, std::cout);
@@ -397,14 +402,18 @@ void add_inspect(CLI::App& app) {
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command =
-      app.add_subcommand("inspect", "what is in a checkpoint or weight file; with two files: differences");
-  command->add_option("FILE", arguments->files, "one file, or two to compare")->required()->expected(1, 2);
+      app.add_subcommand("inspect", "what is in a checkpoint, weight file or packed set; with two files: differences");
+  command->add_option("FILE", arguments->files, "one file or packed set, or two files to compare")
+      ->required()
+      ->expected(1, 2);
   command->add_flag("--verify", arguments->verify, "read and check every byte");
   arguments->add_json(*command);
   arguments->add_logging(*command);
   command->callback([arguments] {
     arguments->apply_logging();
-    if (arguments->files.size() == 1) {
+    if (arguments->files.size() == 1 && PackedSet::is_one(arguments->files[0])) {
+      run_inspect_packed(arguments->files[0], arguments->verify, arguments->json, std::cout);
+    } else if (arguments->files.size() == 1) {
       run_inspect(arguments->files[0], arguments->verify, arguments->json, std::cout);
     } else {
       run_inspect_compare(arguments->files[0], arguments->files[1], arguments->verify, arguments->json, std::cout);
@@ -459,6 +468,7 @@ void add_commands(CLI::App& app, ExitStatus& status) {
   add_report(app);
   add_config_commands(app);
   add_explain(app);
+  add_pack_command(app);
   add_demo_commands(app);
 }
 

@@ -72,6 +72,10 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "More samples are bad than data.max_bad_fraction allows, or none is left. The reasons are counted and shown."},
     {"DAT009", kBadData, "an order file names a pair that cannot be used",
      "Each id of an order file must name exactly one pair of the manifests that was not left out."},
+    {"DAT030", kBadData, "a packed set is damaged",
+     "A checksum, a size or a table of the set is wrong. Pack the manifests again; inspect DIR --verify checks every byte."},
+    {"DAT031", kBadData, "a packed set cannot serve this run",
+     "It was packed without arrays that are needed here, or by a newer program. Pack the manifests again."},
     {"DAT041", kBadData, "speech features are too short or too long for the conditioning encoder",
      "The encoder needs at least 3 frames (60 ms) and holds fewer than 10,001 (200 s). Cut the prompt or drop the "
      "sample."},

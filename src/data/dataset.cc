@@ -7,13 +7,11 @@
 #include "train_gpt_v2/core/hash.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/parallel.h"
-#include "train_gpt_v2/io/npy.h"
 
 namespace train_gpt_v2 {
 namespace {
 
 constexpr std::size_t kExamples = 10;
-constexpr std::size_t kHashPiece = 8 << 20;
 
 PairIndex::Settings index_settings(const DataOptions& data, const ModelOptions& model, bool has_tokenizer) {
   PairIndex::Settings settings;
@@ -23,16 +21,6 @@ PairIndex::Settings index_settings(const DataOptions& data, const ModelOptions& 
   settings.text_needs_ids = !has_tokenizer;
   settings.skip_bad = data.on_bad_sample == "skip";
   return settings;
-}
-
-// SHA-256 of the SHA-256 of every 8 MiB, so that all cores can take part.
-std::string content_hash(std::string_view bytes) {
-  const std::size_t pieces = (bytes.size() + kHashPiece - 1) / kHashPiece;
-  std::vector<std::string> hashes(pieces);
-  in_parallel(pieces, 1, [&](std::size_t, std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) hashes[i] = sha256(bytes.substr(i * kHashPiece, kHashPiece));
-  });
-  return sha256(join(hashes, "\n"));
 }
 
 }  // namespace
@@ -140,22 +128,22 @@ void Dataset::drop(std::vector<Outcome>& outcomes) {
 }
 
 void Dataset::find_length(PairEntry& entry, Outcome& outcome, RecordParser& parser) const {
-  const auto first_dimension = [&](std::string_view path, std::string_view what) {
-    const Tensor header = read_npy_header(index_.resolve(entry, path));
-    if (header.shape.size() != 1) {
-      throw Error("DAT006", concat(what, " must be one-dimensional, not ", shape_text(header.shape)))
-          .where(index_.resolve(entry, path));
-    }
-    return static_cast<std::uint16_t>(std::min<std::int64_t>(header.shape[0], PairEntry::kMaxLength));
-  };
   try {
     const PairRecord record = index_.record(entry, parser);
+    const auto first_dimension = [&](ArrayRole role, std::string_view what) {
+      const Tensor header = index_.array_header(entry, record, role);
+      if (header.shape.size() != 1) {
+        throw Error("DAT006", concat(what, " must be one-dimensional, not ", shape_text(header.shape)))
+            .where(index_.array_place(entry, record, role));
+      }
+      return static_cast<std::uint16_t>(std::min<std::int64_t>(header.shape[0], PairEntry::kMaxLength));
+    };
     if (entry.code_length == PairEntry::kUnknownLength) {
-      entry.code_length = first_dimension(record.target_codes_path, "codes");
+      entry.code_length = first_dimension(ArrayRole::kCodes, "codes");
     }
     if (entry.text_length != PairEntry::kUnknownLength) return;
     if (!record.target_text_ids_path.empty()) {
-      entry.text_length = first_dimension(record.target_text_ids_path, "text ids");
+      entry.text_length = first_dimension(ArrayRole::kTextIds, "text ids");
     } else {
       const auto ids = tokenizer_->encode(record.target_text, languages()[entry.language()]);
       entry.text_length = static_cast<std::uint16_t>(std::min<std::size_t>(ids.size(), PairEntry::kMaxLength));
@@ -242,7 +230,8 @@ SampleInfo Dataset::info(std::uint32_t sample) const {
 }
 
 std::string Dataset::place(std::uint32_t sample) const {
-  return concat(index_.file(index_[sample]), ":", index_.line(index_[sample]));
+  const long line = index_.line(index_[sample]);
+  return line > 0 ? concat(index_.file(index_[sample]), ":", line) : index_.file(index_[sample]);
 }
 
 std::string Dataset::text(std::uint32_t sample) const {
@@ -309,7 +298,7 @@ std::uint32_t Dataset::find(std::string_view wanted) const {
 }
 
 std::string Dataset::manifest_line(std::size_t manifest) const {
-  return concat("manifest ", content_hash(index_.manifest_bytes(manifest)), " ",
+  return concat("manifest ", index_.manifest_identity(manifest), " ",
                 tokenises_ ? index_.manifest_language(manifest) : "", "\n");
 }
 

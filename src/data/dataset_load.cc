@@ -5,7 +5,6 @@
 
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/dataset.h"
-#include "train_gpt_v2/io/npy.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -16,8 +15,8 @@ constexpr std::int64_t kMinFrames = 3;       // one frame after subsampling
 constexpr std::int64_t kMaxArrayLength = 1 << 20;
 
 // A list of whole numbers whose length agrees with what the manifest says.
-std::vector<std::int64_t> read_integers(const std::string& path, std::string_view what, std::int64_t stated) {
-  const Tensor array = read_npy(path);
+std::vector<std::int64_t> read_integers(const Tensor& array, const std::string& path, std::string_view what,
+                                        std::int64_t stated) {
   if (array.shape.size() != 1 || is_floating_point(array.dtype)) {
     throw Error("DAT006", concat(what, " must be a list of whole numbers, not ", dtype_name(array.dtype), " ",
                                  shape_text(array.shape)))
@@ -35,9 +34,8 @@ std::vector<std::int64_t> read_integers(const std::string& path, std::string_vie
 }
 
 // Appends a floating-point array of the given shape; Error DAT006 or DAT007 with the position of the first bad value.
-void append_floats(const std::string& path, std::string_view what, std::vector<std::int64_t> shape,
-                   std::vector<float>& values) {
-  const Tensor array = read_npy(path);
+void append_floats(const Tensor& array, const std::string& path, std::string_view what,
+                   const std::vector<std::int64_t>& shape, std::vector<float>& values) {
   if (array.shape != shape || !is_floating_point(array.dtype)) {
     throw Error("DAT006", concat(what, " has the wrong shape or type"))
         .where(path)
@@ -78,9 +76,9 @@ std::vector<std::int32_t> Dataset::read_text(const PairEntry& entry, const PairR
     ids.resize(std::min<std::size_t>(ids.size(), static_cast<std::size_t>(text_limit_)));
     return ids;
   }
-  const std::string path = index_.resolve(entry, record.target_text_ids_path);
-  const auto ids =
-      read_integers(path, "text ids", record.target_text_len >= 0 ? record.target_text_len : entry.text_length);
+  const std::string path = index_.array_place(entry, record, ArrayRole::kTextIds);
+  const auto ids = read_integers(index_.array(entry, record, ArrayRole::kTextIds), path, "text ids",
+                                 record.target_text_len >= 0 ? record.target_text_len : entry.text_length);
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] >= 0 && ids[i] < model_.number_text_tokens) continue;
     throw Error("DAT005", "a text id is outside the vocabulary")
@@ -92,9 +90,9 @@ std::vector<std::int32_t> Dataset::read_text(const PairEntry& entry, const PairR
 }
 
 std::vector<std::int32_t> Dataset::read_codes(const PairEntry& entry, const PairRecord& record) const {
-  const std::string path = index_.resolve(entry, record.target_codes_path);
-  const auto codes =
-      read_integers(path, "codes", record.target_code_len >= 0 ? record.target_code_len : entry.code_length);
+  const std::string path = index_.array_place(entry, record, ArrayRole::kCodes);
+  const auto codes = read_integers(index_.array(entry, record, ArrayRole::kCodes), path, "codes",
+                                   record.target_code_len >= 0 ? record.target_code_len : entry.code_length);
   for (std::size_t i = 0; i < codes.size(); ++i) {
     const std::int64_t code = codes[i];
     if (code >= 0 && code < model_.number_mel_codes && code != model_.start_mel_token &&
@@ -112,24 +110,27 @@ std::vector<std::int32_t> Dataset::read_codes(const PairEntry& entry, const Pair
 }
 
 void Dataset::append_condition(const PairEntry& entry, const PairRecord& record, Batch& batch) const {
-  append_floats(index_.resolve(entry, record.prompt_condition_path), "the condition",
-                {model_.condition_num_latent, model_.model_dim}, batch.condition);
-  append_floats(index_.resolve(entry, record.emo_vec_path()), "the emotion vector", {model_.model_dim}, batch.emo_vec);
+  const auto append = [&](ArrayRole role, std::string_view what, const std::vector<std::int64_t>& shape,
+                          std::vector<float>& values) {
+    append_floats(index_.array(entry, record, role), index_.array_place(entry, record, role), what, shape, values);
+  };
+  append(ArrayRole::kCondition, "the condition", {model_.condition_num_latent, model_.model_dim}, batch.condition);
+  append(ArrayRole::kEmoVec, "the emotion vector", {model_.model_dim}, batch.emo_vec);
 }
 
 void Dataset::append_features(const PairEntry& entry, const PairRecord& record, Batch& batch) const {
-  const auto append = [&](std::string_view name, std::string_view what, std::vector<float>& values,
+  const auto append = [&](ArrayRole role, std::string_view what, std::vector<float>& values,
                           std::vector<std::int64_t>& begin) {
-    const std::string path = index_.resolve(entry, name);
-    const Tensor header = read_npy_header(path);
-    const std::int64_t frames = header.shape.size() == 2 ? header.shape[0] : 0;
+    const std::string path = index_.array_place(entry, record, role);
+    const Tensor array = index_.array(entry, record, role);
+    const std::int64_t frames = array.shape.size() == 2 ? array.shape[0] : 0;
     if (frames < kMinFrames || frames > kMaxFrames) {
-      throw Error("DAT006", concat(what, " have the wrong shape: ", shape_text(header.shape)))
+      throw Error("DAT006", concat(what, " have the wrong shape: ", shape_text(array.shape)))
           .where(path)
           .detail(concat("expected  [frames, 1024] with ", kMinFrames, " to ", kMaxFrames, " frames"))
           .fix("extract the features again; clips longer than 200 s cannot be prompts");
     }
-    append_floats(path, what, {frames, kFeatureSize}, values);
+    append_floats(array, path, what, {frames, kFeatureSize}, values);
     begin.push_back(begin.back() + frames);
   };
   const std::size_t before = batch.features.size();
@@ -139,9 +140,9 @@ void Dataset::append_features(const PairEntry& entry, const PairRecord& record, 
     batch.emo_features = batch.features;
     batch.emo_frame_begin = batch.frame_begin;
   }
-  append(record.prompt_features_path, "the prompt's features", batch.features, batch.frame_begin);
+  append(ArrayRole::kFeatures, "the prompt's features", batch.features, batch.frame_begin);
   if (!record.emo_features_path.empty()) {
-    append(record.emo_features_path, "the emotion features", batch.emo_features, batch.emo_frame_begin);
+    append(ArrayRole::kEmoFeatures, "the emotion features", batch.emo_features, batch.emo_frame_begin);
   } else if (batch_has_emotion) {
     batch.emo_features.insert(batch.emo_features.end(), batch.features.begin() + static_cast<std::ptrdiff_t>(before),
                               batch.features.end());
@@ -166,6 +167,7 @@ void Dataset::load(std::uint32_t sample, Batch& batch) const {
     } else {
       append_condition(entry, record, batch);
     }
+    index_.check_whole(entry);
     batch.text.insert(batch.text.end(), text.begin(), text.end());
     batch.text_begin.push_back(static_cast<std::int64_t>(batch.text.size()));
     batch.codes.insert(batch.codes.end(), codes.begin(), codes.end());

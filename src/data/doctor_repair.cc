@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/doctor.h"
@@ -28,7 +29,14 @@ class Repair {
   RepairReport run() {
     make_directories(path_join(folder_, "codes"));
     learn_durations();
-    for (std::size_t m = 0; m < index_.manifests(); ++m) write_manifest(m);
+    for (std::size_t m = 0; m < index_.manifests(); ++m) {
+      if (index_.is_packed(m)) {
+        throw Error("DAT031", "a packed set cannot be repaired")
+            .where(index_.manifest_path(m))
+            .fix("repair the manifests it was packed from, then pack them again");
+      }
+      write_manifest(m);
+    }
     return std::move(report_);
   }
 
@@ -57,7 +65,7 @@ class Repair {
       return clip;
     }
     const std::int64_t length = std::llround(duration->second * per_second_);
-    const Tensor codes = read_npy(index_.resolve(entry, record.target_codes_path));
+    const Tensor codes = index_.array(entry, record, ArrayRole::kCodes);
     // The same allowance as in examine_data: rounding, and a frame at either end.
     if (codes.shape.size() != 1 || length < 1 ||
         static_cast<double>(codes.shape[0]) <= duration->second * per_second_ * 1.02 + 3) {

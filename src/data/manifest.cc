@@ -7,33 +7,23 @@
 #include <thread>
 #include <unordered_map>
 
+#include "names.h"
+#include "train_gpt_v2/core/hash.h"
 #include "train_gpt_v2/core/lost_pages.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/normalizer.h"
+#include "train_gpt_v2/data/packed_set.h"
+#include "train_gpt_v2/data/parallel.h"
+#include "train_gpt_v2/io/npy.h"
 
 namespace train_gpt_v2 {
 namespace {
 
 constexpr std::uint64_t kMaxManifestBytes = 1ULL << 40;  // PairEntry::place keeps 40 bits of offset
+constexpr std::size_t kMaxManifests = 1 << 16;               // and 16 bits of the manifest's number
 constexpr std::uint64_t kMaxLines = 100'000'000;
 constexpr std::size_t kChunkBytes = 4 << 20;  // smaller files are read by one thread
-
-// Names in order of first appearance.
-class Names {
- public:
-  std::uint32_t number(std::string_view name) {
-    if (last_ < names_.size() && names_[last_] == name) return last_;  // records come speaker by speaker
-    const auto [found, added] = numbers_.try_emplace(std::string(name), static_cast<std::uint32_t>(names_.size()));
-    if (added) names_.emplace_back(name);
-    return last_ = found->second;
-  }
-  const std::vector<std::string>& names() const { return names_; }
-
- private:
-  std::vector<std::string> names_;
-  std::unordered_map<std::string, std::uint32_t> numbers_;
-  std::uint32_t last_ = UINT32_MAX;
-};
+constexpr std::size_t kHashPiece = 8 << 20;
 
 std::uint16_t stored_length(std::int64_t length) {
   if (length < 0) return PairEntry::kUnknownLength;
@@ -82,7 +72,7 @@ bool language_suffix(std::string_view text) {
 
 ManifestSpec parse_manifest_spec(std::string_view spec) {
   const std::string whole(spec);
-  if (file_exists(whole)) return {whole, ""};
+  if (file_exists(whole) || directory_exists(whole)) return {whole, ""};
   for (const std::string_view mark : {"::", "@", "="}) {
     const std::size_t at = spec.rfind(mark);
     if (at == std::string_view::npos || at == 0) continue;
@@ -97,6 +87,15 @@ std::uint64_t hash_id(std::string_view id) {
   for (const char c : id) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3ULL;
   hash = (hash ^ (hash >> 32)) * 0xD6E8FEB86659FD93ULL;
   return hash ^ (hash >> 32);
+}
+
+std::string content_hash(std::string_view bytes) {
+  const std::size_t pieces = (bytes.size() + kHashPiece - 1) / kHashPiece;
+  std::vector<std::string> hashes(pieces);
+  in_parallel(pieces, 1, [&](std::size_t, std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) hashes[i] = sha256(bytes.substr(i * kHashPiece, kHashPiece));
+  });
+  return sha256(join(hashes, "\n"));
 }
 
 Error DataProblem::error() const {
@@ -250,8 +249,9 @@ void PairIndex::merge(std::vector<Chunk>& chunks, const File& file) {
 
 std::uint64_t PairIndex::add(const std::string& spec) {
   const ManifestSpec parsed = parse_manifest_spec(spec);
-  if (files_.size() > 0xFFFF) throw Error("DAT001", "more than 65,536 manifests are named");
-  File file{absolute_path(parsed.path), parent_path(absolute_path(parsed.path)), parsed.language, nullptr};
+  if (PackedSet::is_one(parsed.path)) return add_packed(parsed);
+  if (files_.size() >= kMaxManifests) throw Error("DAT001", "more than 65,536 manifests are named");
+  File file{absolute_path(parsed.path), parent_path(absolute_path(parsed.path)), parsed.language, nullptr, nullptr};
   file.map = std::make_unique<MappedFile>(file.path, kMaxManifestBytes - 1);
   mark_lost_pages(*file.map);
   const auto all = file.map->bytes();
@@ -290,16 +290,103 @@ std::uint64_t PairIndex::add(const std::string& spec) {
   }
   merge(chunks, file);
   files_.push_back(std::move(file));
-  const std::uint64_t bad = bad_records_ - bad_before;
-  if (bad > 0 && (single_sample || !settings_.skip_bad)) {
-    const auto worst = std::find_if(problems_.begin() + static_cast<std::ptrdiff_t>(first_problem), problems_.end(),
-                                    [&](const DataProblem& p) { return !single_sample || p.code == "DAT002"; });
-    DataProblem shown = worst == problems_.end() ? problems_.back() : *worst;
-    if (bad > 1) shown.details.push_back(concat(bad - 1, " more records of this file cannot be used"));
-    throw shown.error();
-  }
+  stop_at_bad_records(first_problem, bad_before, single_sample);
   refuse_duplicates(first);
   return records;
+}
+
+void PairIndex::stop_at_bad_records(std::size_t first_problem, std::uint64_t bad_before, bool single_sample) const {
+  const std::uint64_t bad = bad_records_ - bad_before;
+  if (bad == 0 || (settings_.skip_bad && !single_sample)) return;
+  const auto worst = std::find_if(problems_.begin() + static_cast<std::ptrdiff_t>(first_problem), problems_.end(),
+                                  [&](const DataProblem& p) { return !single_sample || p.code == "DAT002"; });
+  DataProblem shown = worst == problems_.end() ? problems_.back() : *worst;
+  if (bad > 1) shown.details.push_back(concat(bad - 1, " more records of this file cannot be used"));
+  throw shown.error();
+}
+
+// False with `problem` filled when the set lacks what settings_.needs asks for; as usable() for records.
+bool PairIndex::serves(const PackedSet& set, std::size_t number, RecordProblem& problem) const {
+  const PackedPair& pair = set.pairs()[number];
+  const auto lacks = [&](ArrayRole role, std::string_view field, std::string_view what, std::string_view fix) {
+    if (pair.array(role) != PackedPair::kNoArray) return false;
+    problem = {std::string(field), "", concat("the packed set holds no ", what, " of this pair"), std::string(fix), false};
+    return true;
+  };
+  using Needs = Settings::Needs;
+  if (settings_.needs == Needs::kCondition) {
+    constexpr std::string_view kFix = "set model.conditioning to \"online\", or pack again from records that name it";
+    return !lacks(ArrayRole::kCondition, "prompt_condition_path", "condition", kFix) &&
+           !lacks(ArrayRole::kEmoVec, "prompt_emo_vec_path", "emotion vector", kFix);
+  }
+  if (settings_.needs == Needs::kFeatures &&
+      lacks(ArrayRole::kFeatures, "prompt_features_path", "features", "pack again with --conditioning online")) {
+    return false;
+  }
+  return !settings_.text_needs_ids ||
+         !lacks(ArrayRole::kTextIds, "target_text_ids_path", "text ids",
+                "set data.tokenizer, or pack again from records with target_text_ids_path");
+}
+
+std::uint64_t PairIndex::add_packed(const ManifestSpec& spec) {
+  const std::shared_ptr<const PackedSet> set = PackedSet::open(spec.path);
+  const std::size_t first_file = files_.size(), first_problem = problems_.size();
+  const std::uint64_t bad_before = bad_records_;
+  if (first_file + set->manifests().size() > kMaxManifests) throw Error("DAT001", "more than 65,536 manifests are named");
+  if (entries_.size() + set->pairs().size() > UINT32_MAX) {
+    throw Error("DAT001", "more than 4,294,967,295 pairs in all").where(set->folder());
+  }
+  for (const PackedSet::Manifest& manifest : set->manifests()) {
+    File file{manifest.path, set->folder(), spec.language.empty() ? manifest.language : spec.language,
+              std::make_unique<MappedFile>(manifest.path), set, static_cast<std::uint32_t>(files_.size() - first_file)};
+    if (file.map->bytes().size() != manifest.bytes) {
+      throw Error("DAT030", "the manifest's copy has another size than it was packed with").where(file.path);
+    }
+    files_.push_back(std::move(file));
+  }
+  Names speakers, languages;
+  for (const std::string& name : speakers_) speakers.number(name);
+  for (const std::string& name : languages_) languages.number(name);
+  // Names get their numbers in the order in which usable pairs bring them, as with manifests.
+  constexpr std::uint32_t kUnset = UINT32_MAX;
+  std::vector<std::uint32_t> speaker_numbers(set->speakers().size(), kUnset);
+  std::vector<std::uint32_t> language_numbers(3 * set->languages().size(), kUnset);
+  entries_.reserve(entries_.size() + set->pairs().size());
+  for (std::size_t i = 0; i < set->pairs().size(); ++i) {
+    const PackedPair& pair = set->pairs()[i];
+    PairEntry entry = pair.entry;
+    const std::uint64_t manifest = first_file + entry.manifest();
+    RecordProblem problem;
+    if (!serves(*set, i, problem)) {
+      ++bad_records_;
+      if (problems_.size() < kProblemsKept) {
+        entry.place = entry.offset() | manifest << 40;
+        problems_.push_back(make_problem(problem, files_[manifest].path, line(entry), id(entry)));
+      }
+      continue;
+    }
+    std::uint32_t& speaker = speaker_numbers[entry.speaker];
+    if (speaker == kUnset) speaker = speakers.number(set->speakers()[entry.speaker]);
+    entry.speaker = speaker;
+    std::uint32_t& language =
+        language_numbers[3 * entry.language() + static_cast<std::size_t>(pair.language_source)];
+    if (language == kUnset) {
+      std::string name = set->languages()[entry.language()];
+      if (pair.language_source != LanguageSource::kRecord && !spec.language.empty()) {
+        name = spec.language;
+      } else if (pair.language_source == LanguageSource::kScript && !settings_.default_language.empty()) {
+        name = settings_.default_language;
+      }
+      language = languages.number(name);
+    }
+    entry.place = entry.offset() | manifest << 40 | std::uint64_t{language} << 56;
+    entries_.push_back(entry);
+  }
+  if (languages.names().size() > 255) throw Error("DAT001", "more than 255 different languages are named").where(set->folder());
+  speakers_ = speakers.names();
+  languages_ = languages.names();
+  stop_at_bad_records(first_problem, bad_before, /*single_sample=*/false);
+  return set->pairs().size();
 }
 
 void PairIndex::refuse_duplicates(std::size_t first) const {
@@ -331,6 +418,13 @@ std::string_view PairIndex::manifest_bytes(std::size_t i) const {
   return {reinterpret_cast<const char*>(all.data()), all.size()};
 }
 
+std::string PairIndex::manifest_identity(std::size_t i) const {
+  const File& file = files_[i];
+  if (!file.set) return content_hash(manifest_bytes(i));
+  const std::string& hash = file.set->manifests()[file.number_in_set].content_hash;
+  return file.set->rounded_to().empty() ? hash : concat(hash, " as ", file.set->rounded_to());
+}
+
 std::string_view PairIndex::line_at(const PairEntry& entry, std::size_t& readable) const {
   const std::string_view bytes = manifest_bytes(entry.manifest());
   const std::size_t begin = entry.offset();
@@ -342,6 +436,8 @@ std::string_view PairIndex::line_at(const PairEntry& entry, std::size_t& readabl
 PairRecord PairIndex::record(const PairEntry& entry, RecordParser& parser) const {
   std::size_t readable = 0;
   const std::string_view text = line_at(entry, readable);
+  const File& from = files_[entry.manifest()];
+  if (from.set) from.set->check_record(from.set->find(from.number_in_set, entry.offset()), text);
   PairRecord record;
   RecordProblem problem;
   const bool parsed = parser.parse(text, readable, record, problem);
@@ -373,6 +469,30 @@ long PairIndex::line(const PairEntry& entry) const {
 std::string PairIndex::resolve(const PairEntry& entry, std::string_view path) const {
   // Not normalised: behind a symbolic link, "a/.." is not always "a"'s folder.
   return starts_with(path, "/") ? std::string(path) : concat(files_[entry.manifest()].folder, "/", path);
+}
+
+Tensor PairIndex::array(const PairEntry& entry, const PairRecord& record, ArrayRole role) const {
+  const File& from = files_[entry.manifest()];
+  if (from.set) return from.set->array(from.set->find(from.number_in_set, entry.offset()), role);
+  return read_npy(resolve(entry, record.array_path(role)));
+}
+
+void PairIndex::check_whole(const PairEntry& entry) const {
+  const File& from = files_[entry.manifest()];
+  check_lost_pages(*from.map);
+  if (from.set) from.set->check_whole();
+}
+
+Tensor PairIndex::array_header(const PairEntry& entry, const PairRecord& record, ArrayRole role) const {
+  const File& from = files_[entry.manifest()];
+  if (from.set) return from.set->array_header(from.set->find(from.number_in_set, entry.offset()), role);
+  return read_npy_header(resolve(entry, record.array_path(role)));
+}
+
+std::string PairIndex::array_place(const PairEntry& entry, const PairRecord& record, ArrayRole role) const {
+  const File& from = files_[entry.manifest()];
+  if (from.set) return concat(from.set->folder(), " (packed from ", record.array_path(role), ")");
+  return resolve(entry, record.array_path(role));
 }
 
 }  // namespace train_gpt_v2

@@ -161,6 +161,18 @@ std::string_view PairRecord::emo_vec_path() const {
   return prompt_emo_vec_path.empty() ? target_emo_vec_path : prompt_emo_vec_path;
 }
 
+std::string_view PairRecord::array_path(ArrayRole role) const {
+  switch (role) {
+    case ArrayRole::kCondition: return prompt_condition_path;
+    case ArrayRole::kEmoVec: return emo_vec_path();
+    case ArrayRole::kTextIds: return target_text_ids_path;
+    case ArrayRole::kCodes: return target_codes_path;
+    case ArrayRole::kFeatures: return prompt_features_path;
+    case ArrayRole::kEmoFeatures: return emo_features_path;
+  }
+  return {};
+}
+
 std::string shown_value(std::string_view value) {
   constexpr std::size_t kShown = 80;
   std::string shown(value.substr(0, kShown));

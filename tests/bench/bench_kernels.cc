@@ -1,11 +1,11 @@
 // Measures the kernels of the fused step one by one, and the whole step on synthetic data.
 //
 //   bench_kernels [--threads N] [--isa NAME] [--repeat R] [--clock wall|cpu] [--dim D] [--layers L] [--batch B]
-//                 [PART...]
+//                 [--json] [PART...]
 //   parts: gemm torch_gemm attention elementwise loss optimizer dropout step (default: all but torch_gemm)
 //
 // Each line: what, best and median milliseconds, and the rate it means (GFLOP/s or GB/s). The machine's noise is the
-// distance between the two; compare variants only within one run.
+// distance between the two; compare variants only within one run. --json: one object per line instead.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
@@ -39,6 +39,7 @@ struct Settings {
 };
 
 bool cpu_clock = false;
+bool as_json = false;
 
 // Wall time, or the processor time of this process: with one thread the latter hardly feels a busy machine.
 double seconds() {
@@ -62,7 +63,13 @@ void measure(const Settings& s, const std::string& what, double work, const char
   }
   std::sort(times.begin(), times.end());
   const double best = times.front(), median = times[times.size() / 2];
-  std::printf("%-58s %9.3f %9.3f ms  %8.1f %s\n", what.c_str(), best * 1e3, median * 1e3, work / median, unit);
+  if (as_json) {
+    std::printf(R"({"group":"kernels","name":"%s","value":%.6g,"unit":"ms","rate":%.6g,"rate_unit":"%s"})"
+                "\n",
+                what.c_str(), median * 1e3, work / median, unit);
+  } else {
+    std::printf("%-58s %9.3f %9.3f ms  %8.1f %s\n", what.c_str(), best * 1e3, median * 1e3, work / median, unit);
+  }
   std::fflush(stdout);
 }
 
@@ -343,6 +350,7 @@ void bench_step(const Settings& s, bool bf16) {
             engine_time = std::min(engine_time, middle - start);
             optimizer_time = std::min(optimizer_time, seconds() - middle);
           });
+  if (as_json) return;
   std::printf("%-58s %9.3f ms\n", "  forward and backward, best", engine_time * 1e3);
   std::printf("%-58s %9.3f ms\n", "  norm, clip and AdamW, best", optimizer_time * 1e3);
 }
@@ -351,6 +359,10 @@ Settings parse(int argc, char** argv) {
   Settings s;
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
+    if (option == "--json") {
+      as_json = true;
+      continue;
+    }
     if (option.rfind("--", 0) != 0) {
       s.parts.insert(option);
       continue;
@@ -376,7 +388,7 @@ int run(int argc, char** argv) {
   const Settings s = parse(argc, argv);
   at::set_num_threads(s.threads);
   const auto kernels = make_cpu_kernels(s.threads, s.isa);
-  std::printf("%s\n%-58s %9s %9s\n", kernels->name(), "", "best", "median");
+  if (!as_json) std::printf("%s\n%-58s %9s %9s\n", kernels->name(), "", "best", "median");
   if (s.parts.count("gemm")) bench_gemm(s, *kernels, false);
   if (s.parts.count("torch_gemm")) bench_gemm(s, *kernels, true);
   if (s.parts.count("attention")) bench_attention(s, *kernels);

@@ -80,7 +80,8 @@ void write_file_atomically(const std::string& path, std::string_view content);
 // Does nothing when both already are the same file.
 void publish_link(const std::string& target, const std::string& name);
 
-// A read-only view of a whole regular file, mapped. Empty files have an empty view.
+// A read-only view of a whole regular file, mapped. Empty files have an empty view. What happens to a file that shrinks
+// in place: core/lost_pages.h.
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path, std::uint64_t max_bytes = UINT64_MAX);

@@ -2,9 +2,11 @@
 // The index over pair manifests: 24 bytes per pair plus interned speaker and language names. Everything else (ids,
 // paths, text) is read again from the mapped file when a sample is loaded.
 //
-// A manifest is named as PATH, PATH::LANG, PATH@LANG or PATH=LANG; the language applies to records that state none.
+// A manifest is named as PATH, PATH::LANG, PATH@LANG or PATH=LANG; the language applies to records that state none. PATH
+// may be the folder of a packed set (packed_set.h), which stands for the manifests it was packed from.
 // A pair's language: record > suffix > the default given > script of its text (contract §2).
-// Errors: DAT001 (a malformed record, with file, line, field and value), DAT002 (single-sample manifest), IO001/IO004.
+// Errors: DAT001 (a malformed record, with file, line, field and value), DAT002 (single-sample manifest), DAT030/DAT031
+// (packed sets), IO001/IO002/IO004.
 // With skip_bad, malformed records are left out and kept as problems instead. A single-sample manifest always throws.
 // Threads: adding is for one thread (it uses several itself); all const members may be called from any thread.
 
@@ -18,15 +20,18 @@
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/data/record.h"
+#include "train_gpt_v2/io/tensor.h"
 
 namespace train_gpt_v2 {
+
+class PackedSet;
 
 struct ManifestSpec {
   std::string path;
   std::string language;  // canonical, "" when the spec has no suffix
 };
 
-// A file that exists under the whole text wins over a suffix.
+// A file or folder that exists under the whole text wins over a suffix.
 ManifestSpec parse_manifest_spec(std::string_view spec);
 
 struct PairEntry {
@@ -46,6 +51,9 @@ struct PairEntry {
 static_assert(sizeof(PairEntry) == 24);
 
 std::uint64_t hash_id(std::string_view id);
+
+// Identifies a manifest's content: SHA-256 of the SHA-256 of every 8 MiB, so that all cores can take part.
+std::string content_hash(std::string_view bytes);
 
 // A record or sample that cannot be used.
 struct DataProblem {
@@ -76,7 +84,7 @@ class PairIndex {
 
   explicit PairIndex(Settings settings);
 
-  // Appends the records of one manifest; returns how many lines it holds (blank ones not counted).
+  // Appends the records of one manifest or packed set; returns how many lines it holds (blank ones not counted).
   std::uint64_t add(const std::string& spec);
 
   std::size_t size() const { return entries_.size(); }
@@ -88,14 +96,24 @@ class PairIndex {
   PairRecord record(const PairEntry& entry, RecordParser& parser) const;
   std::string id(const PairEntry& entry) const;
   const std::string& file(const PairEntry& entry) const { return files_[entry.manifest()].path; }
-  long line(const PairEntry& entry) const;  // 1-based; counts newlines up to the record
-  // A path of a record, resolved against its manifest's folder.
+  long line(const PairEntry& entry) const;  // 1-based, 0 when the file was cut short; counts newlines
+  // A path of a record, resolved against its manifest's folder. In a packed set only a name.
   std::string resolve(const PairEntry& entry, std::string_view path) const;
+  // One array of the record, from its .npy file or from the packed set; and the same with type and shape alone.
+  Tensor array(const PairEntry& entry, const PairRecord& record, ArrayRole role) const;
+  Tensor array_header(const PairEntry& entry, const PairRecord& record, ArrayRole role) const;
+  // After the use of what record() and array() gave: IO008 when the files behind it were cut short meanwhile.
+  void check_whole(const PairEntry& entry) const;
+  // For messages: where that array lies.
+  std::string array_place(const PairEntry& entry, const PairRecord& record, ArrayRole role) const;
 
   std::size_t manifests() const { return files_.size(); }
   const std::string& manifest_path(std::size_t i) const { return files_[i].path; }
   const std::string& manifest_language(std::size_t i) const { return files_[i].language; }
   std::string_view manifest_bytes(std::size_t i) const;
+  bool is_packed(std::size_t i) const { return files_[i].set != nullptr; }
+  // content_hash() of the manifest, with what a packed set changed in the arrays' values.
+  std::string manifest_identity(std::size_t i) const;
   const std::vector<std::string>& speakers() const { return speakers_; }
   const std::vector<std::string>& languages() const { return languages_; }
 
@@ -106,12 +124,17 @@ class PairIndex {
   struct File {
     std::string path, folder, language;
     std::unique_ptr<MappedFile> map;
+    std::shared_ptr<const PackedSet> set;  // null for a manifest of its own
+    std::uint32_t number_in_set = 0;
   };
   struct Chunk;
 
   bool usable(const PairRecord& record, RecordProblem& problem) const;
   void index_chunk(const File& file, std::uint32_t number, Chunk& chunk) const;
   void merge(std::vector<Chunk>& chunks, const File& file);
+  std::uint64_t add_packed(const ManifestSpec& spec);
+  bool serves(const PackedSet& set, std::size_t pair, RecordProblem& problem) const;
+  void stop_at_bad_records(std::size_t first_problem, std::uint64_t bad_before, bool single_sample) const;
   void refuse_duplicates(std::size_t first) const;
   std::string_view line_at(const PairEntry& entry, std::size_t& readable) const;
 

@@ -17,6 +17,10 @@ namespace train_gpt_v2 {
 constexpr std::size_t kMaxRecordBytes = 64 * 1024;
 constexpr std::size_t kMaxTextCharacters = 2000;
 
+// The arrays of a pair. kEmoVec is the prompt's emotion vector, or the target's where the prompt has none.
+enum class ArrayRole : std::uint8_t { kCondition, kEmoVec, kTextIds, kCodes, kFeatures, kEmoFeatures };
+inline constexpr std::size_t kArrayRoles = 6;
+
 struct PairRecord {
   std::string_view id, speaker;
   std::string_view target_language, language, prompt_language;
@@ -31,6 +35,8 @@ struct PairRecord {
   std::string_view stated_language() const;
   // The prompt's emotion vector; the target's stands in where the prompt's is missing (as in the Python trainer).
   std::string_view emo_vec_path() const;
+  // The path of one array as the record writes it, "" when it names none.
+  std::string_view array_path(ArrayRole role) const;
 };
 
 // What is wrong with a record, before file and line are known.
