@@ -339,6 +339,7 @@ std::uint64_t PairIndex::add_packed(const ManifestSpec& spec) {
   for (const PackedSet::Manifest& manifest : set->manifests()) {
     File file{manifest.path, set->folder(), spec.language.empty() ? manifest.language : spec.language,
               std::make_unique<MappedFile>(manifest.path), set, static_cast<std::uint32_t>(files_.size() - first_file)};
+    mark_lost_pages(*file.map);
     if (file.map->bytes().size() != manifest.bytes) {
       throw Error("DAT030", "the manifest's copy has another size than it was packed with").where(file.path);
     }
