@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "names.h"
 #include "train_gpt_v2/core/hash.h"
@@ -389,28 +390,39 @@ std::uint64_t PairIndex::add_packed(const ManifestSpec& spec) {
   return set->pairs().size();
 }
 
-void PairIndex::refuse_duplicates(std::size_t first) const {
+// A record whose id stood before in its file: refused, or left out where bad records are.
+void PairIndex::refuse_duplicates(std::size_t first) {
   std::vector<std::uint64_t> hashes;
   hashes.reserve(entries_.size() - first);
   for (std::size_t i = first; i < entries_.size(); ++i) hashes.push_back(entries_[i].id_hash);
   std::sort(hashes.begin(), hashes.end());
-  auto repeated = std::adjacent_find(hashes.begin(), hashes.end());
-  while (repeated != hashes.end()) {
-    // Equal hashes are nearly always equal ids, but only the ids themselves prove it.
-    std::unordered_map<std::string, const PairEntry*> seen;
-    for (std::size_t i = first; i < entries_.size(); ++i) {
-      if (entries_[i].id_hash != *repeated) continue;
-      const auto [found, added] = seen.try_emplace(id(entries_[i]), &entries_[i]);
-      if (!added) {
-        throw Error("DAT001", "two records of one manifest have the same id")
-            .where(file(entries_[i]), line(entries_[i]))
-            .detail(concat("id: ", found->first))
-            .detail(concat("first at line ", line(*found->second)))
-            .fix("give every pair of a file its own id; remove the record if it stands there twice");
-      }
-    }
-    repeated = std::adjacent_find(std::upper_bound(repeated, hashes.end(), *repeated), hashes.end());
+  std::unordered_set<std::uint64_t> repeated;
+  for (std::size_t i = 1; i < hashes.size(); ++i) {
+    if (hashes[i] == hashes[i - 1]) repeated.insert(hashes[i]);
   }
+  if (repeated.empty()) return;
+  // Equal hashes are nearly always equal ids, but only the ids themselves prove it.
+  std::unordered_map<std::string, PairEntry> seen;
+  std::size_t kept = first;
+  for (std::size_t i = first; i < entries_.size(); ++i) {
+    const PairEntry entry = entries_[i];
+    if (!repeated.contains(entry.id_hash) || seen.try_emplace(id(entry), entry).second) {
+      entries_[kept++] = entry;
+      continue;
+    }
+    ++bad_records_;
+    if (settings_.skip_bad && problems_.size() >= kProblemsKept) continue;
+    DataProblem problem{"DAT001",
+                        file(entry),
+                        line(entry),
+                        id(entry),
+                        "two records of one manifest have the same id",
+                        {concat("first at line ", line(seen.at(id(entry))))},
+                        "give every pair of a file its own id; remove the record if it stands there twice"};
+    if (!settings_.skip_bad) throw problem.error();
+    problems_.push_back(std::move(problem));
+  }
+  entries_.resize(kept);
 }
 
 std::string_view PairIndex::manifest_bytes(std::size_t i) const {
