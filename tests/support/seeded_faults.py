@@ -337,6 +337,16 @@ def main():
     losses = [line["loss"] for line in lines if line["type"] == "train"]
     require(len(losses) == 6 and losses[-1] < losses[0] - 0.1, "the loss falls: %s" % losses)
     require(os.path.exists(WORK + "/run/DONE") and os.path.exists(WORK + "/run/data_report.json"), "the run is whole")
+
+    # Before a continuation: the check sees the checkpoint, leaves no trace, and names what would be refused.
+    before = sorted(os.listdir(WORK + "/run"))
+    document = user.check("--output-dir", WORK + "/run")
+    require(any("continues from step 30" in note for stage in document["stages"] for note in stage["notes"]), str(document["stages"]))
+    user.config["train"]["seed"] = 5
+    user.save()
+    document = user.check("--output-dir", WORK + "/run")
+    require(document["exit_status"] == 78 and "CKP010" in json.dumps(document["stages"]), str(document["stages"]))
+    require(sorted(os.listdir(WORK + "/run")) == before, "the check left something in the run directory")
     print("trained: loss %.3f -> %.3f" % (losses[0], losses[-1]))
 
 

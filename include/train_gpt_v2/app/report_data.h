@@ -61,7 +61,7 @@ struct ReportRun {
   std::map<std::string, std::string> settings;  // "train.batch_size" -> "64"; values as JSON, strings bare
   std::optional<double> bigram_mel_loss;        // of summary.json (quickstart)
   std::vector<std::pair<std::string, std::uint64_t>> checkpoints;  // file, bytes
-  std::map<std::string, std::vector<CountRow>> counts;             // of data_report.json, by title
+  std::map<std::string, std::vector<CountRow>> counts;             // data_report.json: "text lengths", ...
   std::vector<SampleFolder> samples;                               // by step
   std::vector<std::string> problems;
 };

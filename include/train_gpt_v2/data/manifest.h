@@ -135,7 +135,7 @@ class PairIndex {
   std::uint64_t add_packed(const ManifestSpec& spec);
   bool serves(const PackedSet& set, std::size_t pair, RecordProblem& problem) const;
   void stop_at_bad_records(std::size_t first_problem, std::uint64_t bad_before, bool single_sample) const;
-  void refuse_duplicates(std::size_t first);
+  void refuse_duplicates(std::size_t first) const;
   std::string_view line_at(const PairEntry& entry, std::size_t& readable) const;
 
   Settings settings_;

@@ -198,7 +198,7 @@ TEST(Manifest, RefusesAnIdThatStandsTwiceInAFileButNotInTwoFiles) {
     index.add(folder.write("twice.jsonl", twice));
     FAIL();
   } catch (const Error& error) {
-    EXPECT_THAT(error.report(), AllOf(HasSubstr("twice.jsonl:3"), HasSubstr("sample: a"), HasSubstr("first at line 1")));
+    EXPECT_THAT(error.report(), AllOf(HasSubstr("twice.jsonl:3"), HasSubstr("id: a"), HasSubstr("first at line 1")));
   }
   PairIndex two(with(PairIndex::Settings::Needs::kNothing));
   two.add(folder.write("one.jsonl", pair_line("a", {1, 1})));
