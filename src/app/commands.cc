@@ -4,6 +4,7 @@
 #include <iostream>
 #include <memory>
 
+#include "train_gpt_v2/app/check_command.h"
 #include "train_gpt_v2/app/config_command.h"
 #include "train_gpt_v2/app/demo_command.h"
 #include "train_gpt_v2/app/eval_command.h"
@@ -12,6 +13,7 @@
 #include "train_gpt_v2/app/extend_vocab_command.h"
 #include "train_gpt_v2/app/fisher_command.h"
 #include "train_gpt_v2/app/inspect_command.h"
+#include "train_gpt_v2/app/man_page.h"
 #include "train_gpt_v2/app/merge_command.h"
 #include "train_gpt_v2/app/pack_command.h"
 #include "train_gpt_v2/app/report_command.h"
@@ -30,6 +32,10 @@
 namespace train_gpt_v2 {
 namespace {
 
+// Headings of `--help`.
+constexpr const char* kConfiguration = "Configuration";
+constexpr const char* kCommon = "Common";
+
 // Options that every command reading a configuration has (interface.md §1).
 struct Common {
   std::string config;
@@ -39,19 +45,21 @@ struct Common {
   bool quiet = false, no_colour = false, json = false;
 
   void add_logging(CLI::App& command) {
-    command.add_flag("-v,--verbose", verbose, "more log");
-    command.add_flag("-q,--quiet", quiet, "warnings and errors only");
-    command.add_flag("--no-color", no_colour, "no colours");
+    command.add_flag("-v,--verbose", verbose, "more log")->group(kCommon);
+    command.add_flag("-q,--quiet", quiet, "warnings and errors only")->group(kCommon);
+    command.add_flag("--no-color", no_colour, "no colours")->group(kCommon);
   }
   void add_config(CLI::App& command, bool required) {
     auto* option = command.add_option("--config", config, "configuration file (JSON with comments)");
-    if (required) option->required();
-    command.add_option("--set", sets, "section.key=VALUE over the file; repeatable")->allow_extra_args(false);
+    option->required(required)->group(kConfiguration);
+    command.add_option("--set", sets, "section.key=VALUE over the file; repeatable")
+        ->allow_extra_args(false)
+        ->group(kConfiguration);
   }
   void add_device(CLI::App& command) {
-    command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+    command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str()->group(kCommon);
   }
-  void add_json(CLI::App& command) { command.add_flag("--json", json, "one JSON document on stdout, nothing else"); }
+  void add_json(CLI::App& command) { command.add_flag("--json", json, "one JSON document on stdout, nothing else")->group(kCommon); }
   void apply_logging() const {
     configure_logging({quiet ? LogLevel::kWarning : verbose > 0 ? LogLevel::kDebug : LogLevel::kInfo, !no_colour});
   }
@@ -122,6 +130,36 @@ void add_train(CLI::App& app, ExitStatus& status) {
     request.vocoder = training_vocoder(config.options);
     configure_compute(config.options.train, request.device);
     status = run_training(request);
+  });
+}
+
+void add_check(CLI::App& app, ExitStatus& status) {
+  struct Arguments : Common {
+    CheckRequest request;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  CheckRequest& request = arguments->request;
+  CLI::App* command = app.add_subcommand("check", "everything that can spoil a run, before it begins");
+  arguments->add_config(*command, true);
+  command->add_option("--output-dir", request.output_dir, "run directory of the run to come (default runs/<config name>)");
+  command->add_flag("--full", request.full, "read every array, not a sample of 2,000 pairs");
+  command->add_flag("--data-only", request.data_only, "stop after configuration, tokenizer and data");
+  command->add_option("--repair", request.repair,
+                      "write manifests into this folder without what cannot be used and with padded codes trimmed");
+  arguments->add_device(*command);
+  arguments->add_json(*command);
+  arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 check --config amharic.json\n"
+                  "         train_gpt_v2 check --config amharic.json --data-only --full --repair repaired");
+  command->callback([arguments, &status] {
+    arguments->apply_logging();
+    CheckRequest& asked = arguments->request;
+    asked.config = arguments->config;
+    asked.sets = arguments->sets;
+    asked.device = arguments->device;
+    asked.json = arguments->json;
+    asked.build = build_id();
+    status = run_check(asked, std::cout);
   });
 }
 
@@ -244,6 +282,7 @@ void add_config_commands(CLI::App& app) {
   common->add_json(*show);
   show->add_flag("--provenance", view->first, "where each value comes from");
   show->add_flag("--minimal", view->second, "only what differs from the defaults");
+  show->footer("Example: train_gpt_v2 config show --config amharic.json --provenance");
   show->callback([common, view, checkpoint] {
     const ConfigView which = view->first    ? ConfigView::kProvenance
                              : view->second ? ConfigView::kMinimal
@@ -256,34 +295,41 @@ void add_config_commands(CLI::App& app) {
   diff->add_option("A", files->first)->required();
   diff->add_option("B", files->second)->required();
   common->add_json(*diff);
+  diff->footer("Example: train_gpt_v2 config diff phase1.json runs/am/config.effective.json");
   diff->callback([common, files] { run_config_diff(files->first, files->second, common->json, std::cout); });
 
   auto folder = std::make_shared<std::string>();
   CLI::App* schema = config->add_subcommand("schema", "the JSON schema (completion in editors)");
   schema->add_option("--output", *folder, "write schema.json and README.md into this folder");
+  schema->footer("Example: train_gpt_v2 config schema --output configs");
   schema->callback([folder] { run_config_schema(*folder, std::cout); });
 
   auto yaml = std::make_shared<std::string>();
   CLI::App* import = config->add_subcommand("import", "a config.yaml of the Python trainer as our JSON");
   import->add_option("FILE", *yaml)->required();
-  import->callback([yaml] { run_config_import(*yaml, std::cout);
-});
+  import->footer("Example: train_gpt_v2 config import checkpoints/config.yaml > amharic.json");
+  import->callback([yaml] { run_config_import(*yaml, std::cout); });
 
-auto shell = std::make_shared<std::string>();
-CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
-completion->add_option("SHELL", *shell)->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
-completion->callback([shell, &app] {
-  std::vector<CommandWords> commands;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-    CommandWords words{command->get_name(), command->get_description(), {}};
-    for (const CLI::Option* option : command->get_options()) {
-      for (const std::string& name : option->get_lnames()) words.options.push_back("--" + name);
+  auto shell = std::make_shared<std::string>();
+  CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
+  completion->add_option("SHELL", *shell)->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  completion->footer("Example: train_gpt_v2 config completion bash > ~/.local/share/bash-completion/completions/train_gpt_v2");
+  completion->callback([shell, &app] {
+    std::vector<CommandWords> commands;
+    for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+      CommandWords words{command->get_name(), command->get_description(), {}};
+      for (const CLI::Option* option : command->get_options()) {
+        for (const std::string& name : option->get_lnames()) words.options.push_back("--" + name);
+      }
+      commands.push_back(std::move(words));
     }
-    commands.push_back(std::move(words));
-  }
-  run_config_completion(*shell, commands, std::cout);
-});
-}  // namespace
+    run_config_completion(*shell, commands, std::cout);
+  });
+
+  CLI::App* manual = config->add_subcommand("man", "the manual page (troff)");
+  manual->footer("Example: train_gpt_v2 config man | man -l -");
+  manual->callback([&app] { std::cout << man_page(app, build_id()); });
+}
 
 void add_export(CLI::App& app) {
   struct Arguments : Common {
@@ -409,6 +455,8 @@ void add_inspect(CLI::App& app) {
   command->add_flag("--verify", arguments->verify, "read and check every byte");
   arguments->add_json(*command);
   arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 inspect runs/am/latest.pt --verify\n"
+                  "         train_gpt_v2 inspect runs/am/model_step1000.pth runs/am/model_step2000.pth");
   command->callback([arguments] {
     arguments->apply_logging();
     if (arguments->files.size() == 1 && PackedSet::is_one(arguments->files[0])) {
@@ -436,6 +484,7 @@ void add_report(CLI::App& app) {
       ->allow_extra_args(false);
   arguments->add_json(*command);
   arguments->add_logging(*command);
+  command->footer("Example: train_gpt_v2 report runs/am --output am.html");
   command->callback([arguments] {
     arguments->apply_logging();
     arguments->report.json = arguments->json;
@@ -451,6 +500,7 @@ void add_explain(CLI::App& app) {
   CLI::App* command = app.add_subcommand("explain", "what an error code means and what to do");
   command->add_option("CODE", arguments->code, "e.g. CKP010; without it: all codes");
   arguments->add_json(*command);
+  command->footer("Example: train_gpt_v2 explain CKP010");
   command->callback([arguments] { std::cout << explain_text(arguments->code, arguments->json); });
 }
 
@@ -458,6 +508,7 @@ void add_explain(CLI::App& app) {
 
 void add_commands(CLI::App& app, ExitStatus& status) {
   add_train(app, status);
+  add_check(app, status);
   add_eval(app, status);
   add_sample(app, status);
   add_inspect(app);

@@ -37,6 +37,7 @@ void add_demo_commands(CLI::App& app) {
   auto run = std::make_shared<std::string>();
   CLI::App* summary = app.add_subcommand("demo-summary", "compare a demo run with a bigram; writes RUN/summary.json");
   summary->add_option("RUN", *run, "run directory")->required();
+  summary->footer("Example: train_gpt_v2 demo-summary runs/demo");
   summary->callback([run] {
     const DemoSummary result = summarise_demo_run(*run);
     write_file_atomically(path_join(*run, "summary.json"), summary_json(result));

@@ -190,19 +190,40 @@ void read_marks(ReportRun& run) {
   }
 }
 
-// data_report.json: {"text lengths": [{"name": "1-32", "count": 120, "of": 1000}, ...], ...}
+// data_report.json is the data doctor's report (data/doctor.h).
 void read_counts(ReportRun& run) {
   const auto report = read_json(run, "data_report.json");
   if (!report) return;
-  for (const auto& [title, rows] : report->items()) {
-    if (!rows.is_array() || run.counts.size() >= 20) continue;
-    std::vector<CountRow>& table = run.counts[clean_text(title, 60)];
-    for (const Json& row : rows) {
-      if (!row.is_object() || !row.contains("count") || !row["count"].is_number() || table.size() >= kMaxRows) continue;
-      const bool has_total = row.contains("of") && row["of"].is_number();
-      table.push_back(
-          {string_of(row, "name", "?"), row["count"].get<double>(), has_total ? row["of"].get<double>() : 0});
+  const auto list = [](const Json& object, const char* key) {
+    const auto found = object.find(key);
+    return found != object.end() && found->is_array() ? *found : Json::array();
+  };
+  for (const Json& histogram : list(*report, "histograms")) {
+    if (!histogram.is_object() || run.counts.size() >= 20) continue;
+    const Json limits = list(histogram, "limits"), counts = list(histogram, "counts");
+    std::vector<CountRow>& table = run.counts["lengths: " + clean_text(string_of(histogram, "name", "?"), 60)];
+    double total = 0;
+    for (const Json& count : counts) total += count.is_number() ? count.get<double>() : 0;
+    for (std::size_t i = 0; i < std::min({limits.size(), counts.size(), kMaxRows}); ++i) {
+      if (!limits[i].is_number() || !counts[i].is_number()) continue;
+      table.push_back({"≤ " + limits[i].dump(), counts[i].get<double>(), total});
     }
+  }
+  for (const Json& finding : list(*report, "findings")) {
+    if (!finding.is_object() || !finding.contains("count") || !finding["count"].is_number()) continue;
+    std::vector<CountRow>& table = run.counts["findings"];
+    if (table.size() >= kMaxRows) break;
+    table.push_back({clean_text(concat(string_of(finding, "severity", "?"), ": ", string_of(finding, "summary", "?")), 200),
+                     finding["count"].get<double>(), 0});
+  }
+  for (const Json& manifest : list(*report, "manifests")) {
+    if (!manifest.is_object() || !manifest.contains("pairs") || !manifest["pairs"].is_number()) continue;
+    const std::string path = clean_text(string_of(manifest, "path", "?"), 200);
+    std::vector<CountRow>& pairs = run.counts["pairs per manifest"];
+    if (pairs.size() < kMaxRows) pairs.push_back({path, manifest["pairs"].get<double>(), 0});
+    const auto unknown = manifest.find("unk_share");
+    if (unknown == manifest.end() || !unknown->is_number() || pairs.size() >= kMaxRows) continue;
+    run.counts["<unk> among the text ids"].push_back({path, unknown->get<double>(), 1});
   }
 }
 

@@ -95,6 +95,22 @@ void check_groups(const OptimizerOptions& optimizer, const CrossProblem& report)
   }
 }
 
+void check_batch_size(const TrainOptions& train, const CrossProblem& report, std::vector<std::string>& warnings) {
+  if (train.batch_size_auto && !train.effective_batch) {
+    report({"train.batch_size"}, "train.batch_size \"auto\" needs train.effective_batch",
+           "say how many samples a step takes, e.g. \"effective_batch\": 64");
+  }
+  if (train.batch_size_auto && train.grad_accumulation != 1) {
+    report({"train.grad_accumulation", "train.batch_size"},
+           "train.grad_accumulation is chosen together with train.batch_size \"auto\"", "remove it");
+  }
+  const std::int64_t stated = train.batch_size * train.grad_accumulation;
+  if (!train.batch_size_auto && train.effective_batch && *train.effective_batch != stated) {
+    warnings.push_back(concat("train.effective_batch (", *train.effective_batch,
+                              ") is read with batch_size \"auto\" only; batch_size * grad_accumulation is ", stated));
+  }
+}
+
 void check_training(const Options& o, const CrossProblem& report, std::vector<std::string>& warnings) {
   if (o.train.text_loss_weight + o.train.mel_loss_weight <= 0) {
     report({"train.mel_loss_weight", "train.text_loss_weight"}, "both loss weights are 0: nothing would be learned",
@@ -103,6 +119,13 @@ void check_training(const Options& o, const CrossProblem& report, std::vector<st
   if (!o.train.max_steps && !o.train.epochs && o.data.order_file.empty()) {
     report({"train.epochs", "train.max_steps"}, "the run has no end: train.max_steps and train.epochs are both null",
            "set one of them");
+  }
+  check_batch_size(o.train, report, warnings);
+  if (o.stability.action == "rollback" && o.peft.adaptive()) {
+    report({"stability.action", "peft.method"},
+           concat("stability.action \"rollback\" and peft.method \"", o.peft.method,
+                  "\" do not go together: the ranks of the checkpoint may have been pruned since"),
+           "use \"skip\"");
   }
   check_groups(o.optimizer, report);
   const std::optional<std::int64_t> total = o.optimizer.total_steps ? o.optimizer.total_steps : o.train.max_steps;

@@ -73,6 +73,7 @@ std::span<const OptionSection> option_sections() {
       {"early_stopping", "Never before the warm-up has ended."},
       {"checkpoint", "When files are written and which stay. A run always saves when it ends or is stopped."},
       {"sampling", "Speech codes decoded while training, to be looked at and heard: RUN/samples/step_N."},
+      {"stability", "What happens when training leaves its course."},
       {"logging", "What is shown and recorded."},
       {"peft", "Adapters instead of whole weights: LoRA, DoRA, AdaLoRA. All else is frozen unless trainable.train names it."},
       {"ewc", "Elastic weight consolidation: a pull back to the start weights where earlier languages need them."},

@@ -1,4 +1,4 @@
-// Rows of sections ema, validation, early_stopping, checkpoint and logging.
+// Rows of sections ema, validation, early_stopping, checkpoint, stability and logging.
 
 #include <algorithm>
 
@@ -69,6 +69,25 @@ OptionRows schedule_rows() {
       TGV2_OPTION(checkpoint.grace_seconds, kFree, "time a stop signal leaves for the last save")
           .range(0, 86400)
           .unit("seconds"),
+
+      TGV2_OPTION(
+          stability.action, kFree,
+          "on a loss or gradient norm that stands out: train on it with a warning, leave the step out, or go back "
+          "to the last checkpoint and on behind that window; a step that is not finite is always left out")
+          .choices({"warn", "skip", "rollback", "off"}),
+      TGV2_OPTION(stability.z_threshold, kFree, "stands out = so many standard deviations above the window's mean")
+          .range(1, 1000),
+      TGV2_OPTION(stability.window, kFree, "accepted steps that the mean and deviation are taken over")
+          .range(10, 100'000)
+          .unit("steps"),
+      TGV2_OPTION(stability.max_consecutive, kFree,
+                  "so many bad steps in a row (not finite, or skipped) end the run with status 80")
+          .range(1, 1'000'000)
+          .unit("steps"),
+      TGV2_OPTION(stability.skip_steps, kFree, "after a rollback, leave out so many further windows")
+          .range(0, 1'000'000)
+          .unit("windows"),
+      TGV2_OPTION(stability.max_rollbacks, kFree, "one rollback more ends the run with status 80").range(0, 1'000'000),
 
       TGV2_OPTION(logging.progress, kFree, "what the terminal shows").choices({"auto", "bar", "lines", "off"}),
       TGV2_OPTION(logging.tensorboard, kFree, "write TensorBoard event files"),

@@ -33,6 +33,20 @@ RowBuilder betas_row() {
   return RowBuilder(std::move(edited)).at_least(0).below(1);
 }
 
+RowBuilder batch_size_row() {
+  RowBuilder row = TGV2_OPTION(train.batch_size, kOrder,
+                               "samples per micro-batch; the maximum where sampler.batch_tokens is set; \"auto\": the "
+                               "largest that fits the memory, measured once and kept when the run goes on");
+  OptionRow edited = row;
+  edited.value.word = "auto";
+  edited.get = [](const Options& o) { return o.train.batch_size_auto ? Json("auto") : Json(o.train.batch_size); };
+  edited.set = [](Options& o, const Json& json) {
+    o.train.batch_size_auto = json.is_string();
+    if (json.is_number()) o.train.batch_size = json.get<std::int64_t>();
+  };
+  return RowBuilder(std::move(edited)).range(1, 1'000'000).unit("samples");
+}
+
 OptionRows optimizer_rows() {
   return {
       TGV2_OPTION(optimizer.learning_rate, kSchedule, "peak learning rate").range(0, 1),
@@ -71,9 +85,11 @@ OptionRows optimizer_rows() {
 
 OptionRows train_rows() {
   OptionRows rows{
-      TGV2_OPTION(train.batch_size, kOrder, "samples per micro-batch; the maximum where sampler.batch_tokens is set")
+      TGV2_OPTION(train.effective_batch, kFree,
+                  "samples per optimiser step that batch_size \"auto\" keeps by choosing grad_accumulation")
           .range(1, 1'000'000)
           .unit("samples"),
+      batch_size_row(),
       TGV2_OPTION(train.grad_accumulation, kBatch, "micro-batches per optimiser step, over all ranks")
           .range(1, 1'000'000),
       TGV2_OPTION(train.layout, kLoss, "packed: no padding, as inference sees it; padded: the reference's")

@@ -49,6 +49,10 @@ std::string shown(const Json& value) {
   return text.substr(0, cut) + "...";
 }
 
+bool looks_like_a_number(const std::string& text) {
+  return !text.empty() && text.find_first_not_of("0123456789+-.eE") == std::string::npos;
+}
+
 class Checker {
  public:
   Checker(const std::string& base_folder, std::vector<ValueProblem>& problems)
@@ -95,7 +99,8 @@ class Checker {
 
   void wrong_type(const ValueSpec& spec, const Json& value, const std::string& pointer) {
     std::string fix;
-    if (value.is_string() && spec.kind != ValueKind::kObject && spec.word.empty()) fix = "write it without quotes";
+    const bool mistaken_word = !spec.word.empty() && value.is_string() && !looks_like_a_number(value.get<std::string>());
+    if (value.is_string() && spec.kind != ValueKind::kObject && !mistaken_word) fix = "write it without quotes";
     if (spec.kind == ValueKind::kText || spec.kind == ValueKind::kPath) {
       fix = value.is_null() ? "" : "text is written in double quotes";
     }

@@ -205,9 +205,12 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"GPU001", kConfig, "the GPU driver is too old for this build", "Update the driver, or run with --device cpu."},
     {"GPU002", kUsage, "no such GPU", "--device names a GPU that is not there or not usable."},
     {"NUM001", kDiverged, "training diverged",
-     "Losses or gradients stayed non-finite. Resume from an older checkpoint with a lower learning rate; the samples "
-     "are named."},
+     "stability.max_consecutive steps in a row were not finite, or stood out and were skipped. RUN/black_box holds their "
+     "batches. Go on from an older checkpoint with a lower optimizer.learning_rate, or without those samples."},
     {"NUM002", kDiverged, "fp16 gradients stay non-finite", "Train in bf16 or fp32, or with a lower learning rate."},
+    {"NUM003", kDiverged, "rollbacks do not help",
+     "The loss or the gradient norm stood out again after stability.max_rollbacks rollbacks. Look at the batches in "
+     "RUN/black_box; lower optimizer.learning_rate, or raise stability.skip_steps or stability.z_threshold."},
     // --- MEM, HNG, INT
     {"MEM001", kOutOfMemory, "out of memory",
      "Lower train.batch_size and raise train.grad_accumulation by the same factor: the effective batch stays."},

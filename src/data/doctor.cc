@@ -9,6 +9,7 @@
 #include "doctor_parts.h"
 #include "train_gpt_v2/core/random.h"
 #include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/data/normalizer.h"
 #include "train_gpt_v2/data/parallel.h"
 
 namespace train_gpt_v2 {
@@ -17,19 +18,12 @@ namespace {
 
 constexpr std::uint64_t kSampleStream = 0x444F43ULL << 32;  // "DOC"
 constexpr std::size_t kChunk = 1024;                        // arrays looked at before findings are noted
-
-// The allowance of a codec: rounding, and a frame at either end.
-bool longer_than_clip(std::int64_t codes, double duration, double per_second) {
-  return duration > 0 && static_cast<double>(codes) > duration * per_second * 1.02 + 3;
-}
+constexpr std::size_t kBlock = 1000;                        // neighbouring records, where not all are looked at
 
 }  // namespace
 
-void Findings::note(std::string_view check, Severity severity, std::string_view summary, std::string_view fix,
-                    FindingPlace place) {
-  Finding& finding = entry(check, severity, summary, fix);
-  ++finding.count;
-  if (finding.places.size() < Finding::kPlaces) finding.places.push_back(std::move(place));
+bool longer_than_clip(std::int64_t codes, double duration, double per_second) {
+  return duration > 0 && static_cast<double>(codes) > duration * per_second * 1.02 + 3;
 }
 
 Finding& Findings::entry(std::string_view check, Severity severity, std::string_view summary, std::string_view fix) {
@@ -42,38 +36,64 @@ Finding& Findings::entry(std::string_view check, Severity severity, std::string_
   return list.back();
 }
 
-Corpus::Corpus(const std::vector<std::string>& manifests, DataOptions data, const ModelOptions& model,
-               const std::shared_ptr<const Tokenizer>& tokenizer, bool is_validation)
-    : validation(is_validation) {
-  data.on_bad_sample = "skip";
-  data.max_bad_fraction = 1;
-  data.on_overlong = "drop";
-  dataset = std::make_unique<Dataset>(manifests, std::vector<ReplayOptions>{}, data, model, tokenizer);
+Corpus::Corpus(const Dataset& data, bool is_validation, std::size_t most_records)
+    : dataset(data), validation(is_validation), whole(most_records == 0 || data.size() <= most_records) {
+  const std::size_t blocks = whole ? 1 : std::max<std::size_t>(most_records / kBlock, 1);
+  const std::size_t length = whole ? data.size() : std::min(kBlock, most_records);
+  for (std::size_t block = 0; block < blocks; ++block) {
+    const std::size_t begin = block * data.size() / blocks;
+    for (std::size_t i = begin; i < std::min(begin + length, data.size()); ++i) {
+      scanned.push_back(static_cast<std::uint32_t>(i));
+    }
+  }
 }
 
 FindingPlace Corpus::place(std::uint32_t sample, std::string detail) const {
-  const PairIndex& index = dataset->index();
+  const PairIndex& index = dataset.index();
   const PairEntry& entry = index[sample];
   return {index.file(entry), index.line(entry), index.id(entry), std::move(detail)};
 }
 
+// How many words at the end of one text begin the next one; equal texts do not count.
+std::size_t shared_words(const std::vector<std::string>& before, const std::vector<std::string>& after) {
+  if (before == after) return 0;
+  for (std::size_t count = std::min(before.size(), after.size()); count > 0; --count) {
+    if (std::equal(before.end() - static_cast<std::ptrdiff_t>(count), before.end(), after.begin())) return count;
+  }
+  return 0;
+}
+
 // Everything that the records alone tell.
 void Corpus::scan(Findings& findings) {
-  const PairIndex& index = dataset->index();
+  const PairIndex& index = dataset.index();
   RecordParser parser;
   summaries.resize(index.manifests());
   std::vector<std::set<std::uint32_t>> speakers(index.manifests());
-  for (std::uint32_t i = 0; i < dataset->size(); ++i) {
+  std::unordered_map<std::uint64_t, std::uint32_t> pairs;  // hash of target and prompt -> first sample
+  std::vector<std::string> words_before;
+  for (const std::uint32_t i : scanned) {
     const PairEntry& entry = index[i];
     const PairRecord record = index.record(entry, parser);
     const std::string_view target = record.target_id.empty() ? record.target_codes_path : record.target_id;
     ManifestSummary& summary = summaries[entry.manifest()];
     ++summary.pairs;
     speakers[entry.manifest()].insert(entry.speaker);
+    const std::string& language = dataset.languages()[entry.language()];
+    if (language != "am" && is_amharic(record.target_text)) {
+      findings.note("language", Severity::kWarning, "Ethiopic text under another language",
+                    "correct the record's language, or the manifest's ::suffix: texts are normalised by it",
+                    [&] { return place(i, concat("language \"", language, "\"")); });
+    }
+    const auto [twin, new_pair] = pairs.try_emplace(hash_id(concat(target, '\n', record.prompt_id)), i);
+    if (!new_pair) {
+      findings.note("duplicate_pair", Severity::kWarning, "the same target with the same prompt twice",
+                    "remove the doubles, or draw another prompt: such targets weigh more than others",
+                    [&] { return place(i, concat("as in ", dataset.place(twin->second))); });
+    }
     if (!record.prompt_id.empty() && record.prompt_id == target) {
       findings.note("self_prompt", Severity::kWarning, "the prompt is the target itself",
                     "pair each target with another clip of its speaker: the model copies the prompt's sound otherwise",
-                    place(i, ""));
+                    [&] { return place(i, ""); });
     }
     if (!record.prompt_id.empty()) {
       Clip& prompt = clips[hash_id(record.prompt_id)];
@@ -90,11 +110,16 @@ void Corpus::scan(Findings& findings) {
     ++summary.clips;
     const std::string_view text = trim(record.target_text);
     if (text.empty()) continue;
+    std::vector<std::string> words = split(text, ' ');
+    ++neighbours_;
+    const std::size_t shared = shared_words(words_before, words);
+    if (shared >= 2 && shared * 10 >= words.size() * 3) overlapping_.push_back(i);
+    words_before = std::move(words);
     const auto [first, added] = texts.try_emplace(hash_id(text), i);
     if (!added) {
       findings.note(validation ? "duplicate_text_validation" : "duplicate_text", Severity::kInfo,
                     "several clips have the same text", "fine for read prompts; else remove the doubles",
-                    place(i, concat("as in ", dataset->place(first->second))));
+                    [&] { return place(i, concat("as in ", dataset.place(first->second))); });
     }
   }
   for (std::size_t m = 0; m < summaries.size(); ++m) {
@@ -104,15 +129,26 @@ void Corpus::scan(Findings& findings) {
   }
 }
 
+// Subtitles that roll: each line begins with the end of the one before.
+void Corpus::find_rolling_texts(Findings& findings) const {
+  if (neighbours_ < 50 || overlapping_.size() * 10 < neighbours_) return;
+  for (const std::uint32_t sample : overlapping_) {
+    findings.note(
+        "rolling_text", Severity::kWarning,
+        concat("texts that begin with the end of their neighbour's (", overlapping_.size(), " of ", neighbours_, ")"),
+        "rolling subtitles: cut the texts so that each word belongs to one clip", [&] { return place(sample, ""); });
+  }
+}
+
 void Corpus::report_dropped(Findings& findings) const {
-  for (const DropReason& reason : dataset->dropped()) {
+  for (const DropReason& reason : dataset.dropped()) {
     const bool malformed = reason.reason == "malformed record";
     const std::string check = malformed ? "malformed" : reason.bad ? "unreadable" : "overlong";
     Finding& finding = findings.entry(
         concat(check, validation ? "_validation" : ""), reason.bad ? Severity::kError : Severity::kWarning,
         reason.bad ? concat("samples that cannot be used: ", reason.reason)
                    : concat("samples longer than the position tables: ", reason.reason),
-        reason.bad ? "correct them, or set data.on_bad_sample to \"skip\""
+        reason.bad ? "correct them, set data.on_bad_sample to \"skip\", or let check --repair DIR leave them out"
                    : "they are left out (data.on_overlong); this shifts the spread of durations");
     finding.count += reason.count;
     for (const DataProblem& problem : reason.problems) {
@@ -126,7 +162,7 @@ void Corpus::report_dropped(Findings& findings) const {
 
 // The batch-padding bug: every clip of a preprocessing batch gets the codes of the longest one.
 void Corpus::find_padded_codes(Findings& findings, double per_second) const {
-  const PairIndex& index = dataset->index();
+  const PairIndex& index = dataset.index();
   constexpr std::string_view kFix =
       "preprocess again with batch size 1, or write trimmed copies: train_gpt_v2 check --repair DIR";
   std::uint64_t known = 0, padded = 0;
@@ -144,8 +180,10 @@ void Corpus::find_padded_codes(Findings& findings, double per_second) const {
     findings.note(
         "padded_codes", severity,
         concat("more codes than the clip's duration holds (", padded, " of ", known, " clips of known duration)"), kFix,
-        place(clip.sample, concat(codes, " codes, ", fixed(clip.duration, 2), " s hold ",
-                                  std::llround(clip.duration * per_second))));
+        [&] {
+          return place(clip.sample, concat(codes, " codes, ", fixed(clip.duration, 2), " s hold ",
+                                           std::llround(clip.duration * per_second)));
+        });
   }
   // Without durations: clips that were one batch stand together and have one length.
   std::map<std::int64_t, std::uint64_t> lengths;
@@ -167,7 +205,8 @@ void Corpus::find_padded_codes(Findings& findings, double per_second) const {
   findings.note("padded_codes_neighbours", Severity::kError,
                 concat("neighbouring clips have equally many codes in ", fixed(100 * seen, 1), " % of cases, ",
                        fixed(100 * chance, 1), " % would be chance"),
-                kFix, place(clips.at(targets[0]).sample, concat(equal, " of ", neighbours, " neighbours")));
+                kFix,
+                [&] { return place(clips.at(targets[0]).sample, concat(equal, " of ", neighbours, " neighbours")); });
 }
 
 void Corpus::find_lonely_speakers(Findings& findings) const {
@@ -185,7 +224,7 @@ void Corpus::find_lonely_speakers(Findings& findings) const {
   for (const std::uint32_t sample : lonely) {
     findings.note("lonely_speaker", Severity::kWarning, "speakers with a single clip",
                   "without a second clip there is no prompt: leave them out or merge their names",
-                  place(sample, dataset->speakers()[dataset->info(sample).speaker]));
+                  [&] { return place(sample, dataset.speakers()[dataset.info(sample).speaker]); });
   }
 }
 
@@ -193,7 +232,7 @@ void Corpus::find_lonely_speakers(Findings& findings) const {
 void Corpus::find_strange_speeds(Findings& findings) const {
   std::vector<double> speeds;
   const auto speed = [&](std::uint32_t sample) {
-    const SampleInfo info = dataset->info(sample);
+    const SampleInfo info = dataset.info(sample);
     return std::log(static_cast<double>(info.code_length) / static_cast<double>(info.text_length));
   };
   for (const std::uint64_t target : targets) speeds.push_back(speed(clips.at(target).sample));
@@ -210,18 +249,19 @@ void Corpus::find_strange_speeds(Findings& findings) const {
   for (const std::uint64_t target : targets) {
     const std::uint32_t sample = clips.at(target).sample;
     if (std::abs(speed(sample) - median) <= limit) continue;
-    const SampleInfo info = dataset->info(sample);
+    const SampleInfo info = dataset.info(sample);
     findings.note("text_speed", Severity::kWarning, "speech far faster or slower than the rest of the corpus",
-                  "listen to them: the text often belongs to another clip, or the clip is cut wrongly",
-                  place(sample, concat(info.text_length, " ids, ", info.code_length,
-                                       " codes; usual: ", fixed(std::exp(median), 1), " codes per id")));
+                  "listen to them: the text often belongs to another clip, or the clip is cut wrongly", [&] {
+                    return place(sample, concat(info.text_length, " ids, ", info.code_length,
+                                                " codes; usual: ", fixed(std::exp(median), 1), " codes per id"));
+                  });
   }
 }
 
 void Corpus::measure(double per_second, std::vector<LengthHistogram>& histograms) {
   std::vector<std::int64_t> text, codes;
   for (const std::uint64_t target : targets) {
-    const PairEntry& entry = dataset->index()[clips.at(target).sample];
+    const PairEntry& entry = dataset.index()[clips.at(target).sample];
     text.push_back(entry.text_length);
     codes.push_back(entry.code_length);
     summaries[entry.manifest()].hours += static_cast<double>(entry.code_length) / per_second / 3600;
@@ -256,19 +296,22 @@ namespace {
 
 void find_leakage(const Corpus& train, const Corpus& validation, Findings& findings) {
   std::set<std::string> shared, all, trained;
-  for (const auto& [hash, clip] : train.clips) trained.insert(train.dataset->speakers()[clip.speaker]);
+  for (const auto& [hash, clip] : train.clips) trained.insert(train.dataset.speakers()[clip.speaker]);
   for (const std::uint64_t target : validation.targets) {
     const Clip& clip = validation.clips.at(target);
     const auto other = train.clips.find(target);
     if (other != train.clips.end() && other->second.sample != Clip::kNone) {
-      findings.note("leakage_utterance", Severity::kError, "validation clips that are also trained on",
-                    "take them out of one side: validation losses mean nothing otherwise",
-                    validation.place(clip.sample, concat("trained at ", train.dataset->place(other->second.sample))));
+      findings.note(
+          "leakage_utterance", Severity::kError, "validation clips that are also trained on",
+          "take them out of one side (check --repair DIR does): validation losses mean nothing otherwise", [&] {
+            return validation.place(clip.sample, concat("trained at ", train.dataset.place(other->second.sample)));
+          });
     } else if (other != train.clips.end()) {
       findings.note("leakage_prompt", Severity::kInfo, "validation clips that serve as prompts in training",
-                    "harmless for the losses; keep them apart to judge new voices", validation.place(clip.sample, ""));
+                    "harmless for the losses; keep them apart to judge new voices",
+                    [&] { return validation.place(clip.sample, ""); });
     }
-    const std::string& speaker = validation.dataset->speakers()[clip.speaker];
+    const std::string& speaker = validation.dataset.speakers()[clip.speaker];
     all.insert(speaker);
     if (trained.contains(speaker)) shared.insert(speaker);
   }
@@ -277,7 +320,7 @@ void find_leakage(const Corpus& train, const Corpus& validation, Findings& findi
     if (other == train.texts.end()) continue;
     findings.note("leakage_text", Severity::kWarning, "validation texts that also occur in training",
                   "remove them from one side if the text loss is to mean something",
-                  validation.place(sample, concat("trained at ", train.dataset->place(other->second))));
+                  [&] { return validation.place(sample, concat("trained at ", train.dataset.place(other->second))); });
   }
   if (shared.empty()) return;
   Finding& finding =
@@ -287,11 +330,11 @@ void find_leakage(const Corpus& train, const Corpus& validation, Findings& findi
   finding.count = shared.size();
 }
 
-std::vector<std::uint32_t> samples_to_read(const Dataset& dataset, const DoctorOptions& options) {
+std::vector<std::uint32_t> samples_to_read(const Dataset& dataset, const DoctorOptions& options, std::size_t sample) {
   const auto size = static_cast<std::uint32_t>(dataset.size());
   RandomStream random(options.seed, kSampleStream);
   std::vector<std::uint32_t> samples = random_permutation(size, random);
-  if (!options.full) samples.resize(std::min<std::size_t>(samples.size(), options.sample));
+  if (!options.full) samples.resize(std::min(samples.size(), sample));
   std::sort(samples.begin(), samples.end());
   return samples;
 }
@@ -299,37 +342,83 @@ std::vector<std::uint32_t> samples_to_read(const Dataset& dataset, const DoctorO
 }  // namespace
 }  // namespace doctor
 
-DoctorReport examine_data(const DataOptions& data, const ModelOptions& model,
-                          const std::shared_ptr<const Tokenizer>& tokenizer, const DoctorOptions& options) {
-  using namespace doctor;
-  DoctorReport report;
-  Findings findings;
-  std::vector<std::unique_ptr<Corpus>> corpora;
-  corpora.push_back(std::make_unique<Corpus>(data.train_manifests, data, model, tokenizer, false));
-  if (!data.val_manifests.empty()) {
-    corpora.push_back(std::make_unique<Corpus>(data.val_manifests, data, model, tokenizer, true));
+namespace {
+
+using doctor::Corpus;
+using doctor::Findings;
+
+// What the records tell, of one side.
+void examine_records(Corpus& corpus, const DoctorOptions& options, Findings& findings, DoctorReport& report) {
+  corpus.report_dropped(findings);
+  corpus.scan(findings);
+  corpus.find_rolling_texts(findings);
+  corpus.find_padded_codes(findings, options.codes_per_second);
+  if (corpus.whole) corpus.find_lonely_speakers(findings);
+  corpus.find_strange_speeds(findings);
+  corpus.measure(options.codes_per_second, report.histograms);
+  report.records += corpus.dataset.records();
+  report.records_looked_at += corpus.scanned.size();
+}
+
+void examine_arrays(Corpus& corpus, const Tokenizer* tokenizer, const DoctorOptions& options, std::size_t sample,
+                    Findings& findings, DoctorReport& report) {
+  doctor::ArrayExamination arrays(corpus, tokenizer, options, findings);
+  const std::vector<std::uint32_t> samples = doctor::samples_to_read(corpus.dataset, options, sample);
+  for (std::size_t begin = 0; begin < samples.size(); begin += doctor::kChunk) {
+    arrays.read({samples.data() + begin, std::min(doctor::kChunk, samples.size() - begin)});
   }
+  arrays.conclude();
+  report.arrays_read += samples.size();
+}
+
+void conclude(const std::vector<std::unique_ptr<Corpus>>& corpora, Findings& findings, DoctorReport& report) {
+  if (corpora.size() == 2) doctor::find_leakage(*corpora[0], *corpora[1], findings);
   for (const auto& corpus : corpora) {
-    corpus->report_dropped(findings);
-    corpus->scan(findings);
-    corpus->find_padded_codes(findings, options.codes_per_second);
-    corpus->find_lonely_speakers(findings);
-    corpus->find_strange_speeds(findings);
-    corpus->measure(options.codes_per_second, report.histograms);
-    ArrayExamination arrays(*corpus, tokenizer.get(), options, findings);
-    const std::vector<std::uint32_t> samples = samples_to_read(*corpus->dataset, options);
-    for (std::size_t begin = 0; begin < samples.size(); begin += kChunk) {
-      arrays.read({samples.data() + begin, std::min(kChunk, samples.size() - begin)});
-    }
-    arrays.conclude();
-    report.arrays_read += samples.size();
-    report.records += corpus->dataset->records();
     report.manifests.insert(report.manifests.end(), corpus->summaries.begin(), corpus->summaries.end());
   }
-  if (corpora.size() == 2) find_leakage(*corpora[0], *corpora[1], findings);
   report.findings = std::move(findings.list);
   std::stable_sort(report.findings.begin(), report.findings.end(),
                    [](const Finding& a, const Finding& b) { return a.severity > b.severity; });
+}
+
+}  // namespace
+
+DoctorReport examine_data(DataOptions data, const ModelOptions& model,
+                          const std::shared_ptr<const Tokenizer>& tokenizer, const DoctorOptions& options) {
+  using namespace doctor;
+  data.on_bad_sample = "skip";
+  data.max_bad_fraction = 1;
+  data.on_overlong = "drop";
+  DoctorReport report;
+  Findings findings;
+  std::vector<std::unique_ptr<Dataset>> datasets;
+  std::vector<std::unique_ptr<Corpus>> corpora;
+  for (const std::vector<std::string>* manifests : {&data.train_manifests, &data.val_manifests}) {
+    const bool validation = manifests == &data.val_manifests;
+    if (validation && manifests->empty()) continue;
+    datasets.push_back(std::make_unique<Dataset>(*manifests, std::vector<ReplayOptions>{}, data, model, tokenizer));
+    corpora.push_back(std::make_unique<Corpus>(*datasets.back(), validation, 0));
+  }
+  for (const auto& corpus : corpora) {
+    examine_records(*corpus, options, findings, report);
+    examine_arrays(*corpus, tokenizer.get(), options, options.sample, findings, report);
+  }
+  conclude(corpora, findings, report);
+  return report;
+}
+
+DoctorReport examine_quickly(const Dataset& train, const Dataset* validation, const Tokenizer* tokenizer,
+                             const DoctorOptions& options) {
+  DoctorReport report;
+  Findings findings;
+  std::vector<std::unique_ptr<Corpus>> corpora;
+  corpora.push_back(std::make_unique<Corpus>(train, false, options.quick_records));
+  if (validation) corpora.push_back(std::make_unique<Corpus>(*validation, true, options.quick_records));
+  for (const auto& corpus : corpora) {
+    examine_records(*corpus, options, findings, report);
+    examine_arrays(*corpus, tokenizer, options, options.quick_sample, findings, report);
+  }
+  conclude(corpora, findings, report);
   return report;
 }
 

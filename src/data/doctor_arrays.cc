@@ -1,7 +1,6 @@
 // What the data doctor finds in the arrays themselves.
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
 #include "doctor_parts.h"
 #include "train_gpt_v2/core/text.h"
@@ -38,19 +37,6 @@ bool constant(std::span<const float> values) {
 
 }  // namespace
 
-// What one thread saw in one sample.
-struct ArrayExamination::Look {
-  std::uint32_t sample = 0;
-  std::optional<Error> error;
-  std::uint64_t ids = 0, unknown = 0, codes_hash = 0;
-  std::int64_t special = -1;  // position of a start or stop id
-  std::int64_t tail = 0, period = 0;
-  bool empty_condition = false, empty_emotion = false;
-  bool compared = false, differs = false;
-  std::string first_difference;
-  std::vector<std::string> uncovered;
-};
-
 ArrayExamination::ArrayExamination(Corpus& corpus, const Tokenizer* tokenizer, const DoctorOptions& options,
                                    Findings& findings)
     : corpus_(corpus),
@@ -60,7 +46,7 @@ ArrayExamination::ArrayExamination(Corpus& corpus, const Tokenizer* tokenizer, c
       ids_(corpus.summaries.size()),
       unknown_(corpus.summaries.size()) {}
 
-FindingPlace ArrayExamination::place(const Look& look, std::string detail) const {
+FindingPlace ArrayExamination::place(const ArrayLook& look, std::string detail) const {
   return corpus_.place(look.sample, std::move(detail));
 }
 
@@ -68,10 +54,17 @@ std::string ArrayExamination::check_name(std::string_view check) const {
   return concat(check, corpus_.validation ? "_validation" : "");
 }
 
-ArrayExamination::Look ArrayExamination::look_at(std::uint32_t sample) const {
-  Look look;
+std::string ArrayLook::unusable() const {
+  if (error)
+    return error->details().empty() ? error->message() : concat(error->message(), "; ", error->details().back());
+  if (special >= 0) return concat("a start or stop id inside the text, element ", special);
+  if (empty_condition) return "the condition holds one value only";
+  return empty_emotion ? "the emotion vector holds one value only" : "";
+}
+
+ArrayLook look_at_arrays(const Dataset& dataset, const Tokenizer* tokenizer, std::uint32_t sample) {
+  ArrayLook look;
   look.sample = sample;
-  const Dataset& dataset = *corpus_.dataset;
   Batch batch;
   try {
     dataset.load(sample, batch);
@@ -97,7 +90,7 @@ ArrayExamination::Look ArrayExamination::look_at(std::uint32_t sample) const {
   const std::vector<float>& condition = batch.features.empty() ? batch.condition : batch.features;
   look.empty_condition = constant(condition);
   look.empty_emotion = batch.features.empty() && constant(batch.emo_vec);
-  if (!tokenizer_) return look;
+  if (!tokenizer) return look;
 
   thread_local RecordParser parser;
   const PairEntry& entry = dataset.index()[sample];
@@ -108,13 +101,13 @@ ArrayExamination::Look ArrayExamination::look_at(std::uint32_t sample) const {
   // Other languages go through further normalisers in Python, so their ids may rightly differ.
   if (language == "am" && !record.target_text_ids_path.empty()) {
     look.compared = true;
-    const auto expected = tokenizer_->encode_prepared(prepared);
+    const auto expected = tokenizer->encode_prepared(prepared);
     look.differs = expected != batch.text;
     if (look.differs) look.first_difference = concat("stored ", batch.text.size(), " ids, now ", expected.size());
   }
   if (look.unknown == 0) return look;
   for (std::string& character : characters_of(prepared)) {
-    if (character != " " && tokenizer_->piece_id(character) == Tokenizer::kUnknown) {
+    if (character != " " && tokenizer->piece_id(character) == Tokenizer::kUnknown) {
       look.uncovered.push_back(std::move(character));
     }
   }
@@ -122,34 +115,35 @@ ArrayExamination::Look ArrayExamination::look_at(std::uint32_t sample) const {
 }
 
 void ArrayExamination::read(std::span<const std::uint32_t> samples) {
-  std::vector<Look> looks(samples.size());
+  std::vector<ArrayLook> looks(samples.size());
   in_parallel(samples.size(), 16, [&](std::size_t, std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i) looks[i] = look_at(samples[i]);
+    for (std::size_t i = begin; i < end; ++i) looks[i] = look_at_arrays(corpus_.dataset, tokenizer_, samples[i]);
   });
-  for (const Look& look : looks) note(look);
+  for (const ArrayLook& look : looks) note(look);
 }
 
-void ArrayExamination::note(const Look& look) {
+void ArrayExamination::note(const ArrayLook& look) {
   if (look.error) {
     std::vector<std::string> details = look.error->details();
     if (!details.empty()) details.erase(details.begin());  // the sample's id
     findings_.note(check_name(concat("array_", look.error->code())), Severity::kError, look.error->message(),
-                   look.error->hint(), place(look, join(details, "; ")));
+                   look.error->hint(), [&] { return place(look, join(details, "; ")); });
     return;
   }
   note_text(look);
   if (look.tail > 0) {
     findings_.note(check_name("padded_codes_tail"), Severity::kWarning, "codes that end in a long repetition",
-                   "codes of padding: preprocess with batch size 1, or cut the clips' silence",
-                   place(look, concat("the last ", look.tail, " codes repeat with period ", look.period)));
+                   "codes of padding: preprocess with batch size 1, or cut the clips' silence", [&] {
+                     return place(look, concat("the last ", look.tail, " codes repeat with period ", look.period));
+                   });
   }
   if (look.empty_condition || look.empty_emotion) {
     findings_.note(check_name("empty_features"), Severity::kError, "a condition or emotion vector holds one value only",
                    "compute it again: the prompt says nothing about the voice",
-                   place(look, look.empty_condition ? "condition" : "emotion vector"));
+                   [&] { return place(look, look.empty_condition ? "condition" : "emotion vector"); });
   }
   // Pairs of one target share their codes; only another target with equal codes is a double.
-  const Dataset& dataset = *corpus_.dataset;
+  const Dataset& dataset = corpus_.dataset;
   const auto [first, added] = contents_.try_emplace(look.codes_hash, look.sample);
   if (added || dataset.info(look.sample).code_length < 10) return;
   RecordParser one, two;
@@ -159,25 +153,26 @@ void ArrayExamination::note(const Look& look) {
   if (target(look.sample, one) == target(first->second, two)) return;
   findings_.note(check_name("duplicate_codes"), Severity::kWarning, "different clips with the same codes",
                  "the same recording twice: keep one of them",
-                 place(look, concat("as ", dataset.place(first->second))));
+                 [&] { return place(look, concat("as ", dataset.place(first->second))); });
 }
 
-void ArrayExamination::note_text(const Look& look) {
-  const std::uint32_t manifest = corpus_.dataset->info(look.sample).manifest;
+void ArrayExamination::note_text(const ArrayLook& look) {
+  const std::uint32_t manifest = corpus_.dataset.info(look.sample).manifest;
   ids_[manifest] += look.ids;
   unknown_[manifest] += look.unknown;
   for (const std::string& character : look.uncovered) ++uncovered_[character];
   if (look.special >= 0) {
     findings_.note(check_name("special_ids"), Severity::kError, "start or stop ids inside a text",
                    "texts are stored without them; a tokenizer with other special ids makes them, too",
-                   place(look, concat("element ", look.special)));
+                   [&] { return place(look, concat("element ", look.special)); });
   }
   compared_ += look.compared;
   differing_ += look.differs;
   if (!look.differs) return;
   findings_.note(check_name("other_tokenizer"), Severity::kWarning,
                  "stored ids differ from what data.tokenizer gives for the text",
-                 "use the tokenizer the data was made with, or make the ids again", place(look, look.first_difference));
+                 "use the tokenizer the data was made with; check --repair lets the texts be tokenised anew",
+                 [&] { return place(look, look.first_difference); });
 }
 
 void ArrayExamination::conclude() {
@@ -198,12 +193,16 @@ void ArrayExamination::conclude() {
     const double share = static_cast<double>(unknown_[m]) / static_cast<double>(ids_[m]);
     corpus_.summaries[m].unknown_share = share;
     if (share <= options_.unknown_warning) continue;
-    findings_.note(
-        check_name("unknown_pieces"), share > options_.unknown_error ? Severity::kError : Severity::kWarning,
-        "texts hold characters the tokenizer does not know",
-        "extend the vocabulary (train_gpt_v2 extend-vocab): every <unk> is a sound that cannot be learned",
-        {corpus_.summaries[m].path, 0, "",
-         concat(fixed(100 * share, 2), " % of the ids are <unk>", named.empty() ? "" : "; without a piece: ", named)});
+    findings_.note(check_name("unknown_pieces"), share > options_.unknown_error ? Severity::kError : Severity::kWarning,
+                   "texts hold characters the tokenizer does not know",
+                   "extend the vocabulary (train_gpt_v2 extend-vocab), or leave this manifest out: every <unk> is a "
+                   "sound that cannot "
+                   "be learned",
+                   [&] {
+                     return FindingPlace{corpus_.summaries[m].path, 0, "",
+                                         concat(fixed(100 * share, 2), " % of the ids are <unk>",
+                                                named.empty() ? "" : "; without a piece: ", named)};
+                   });
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,8 +18,14 @@ namespace train_gpt_v2::doctor {
 struct Findings {
   std::vector<Finding> list;
 
+  // `place` is asked only for the first places: finding a line number means counting the lines before it.
+  template <class Place>
   void note(std::string_view check, Severity severity, std::string_view summary, std::string_view fix,
-            FindingPlace place);
+            const Place& place) {
+    Finding& finding = entry(check, severity, summary, fix);
+    ++finding.count;
+    if (finding.places.size() < Finding::kPlaces) finding.places.push_back(place());
+  }
   Finding& entry(std::string_view check, Severity severity, std::string_view summary, std::string_view fix);
 };
 
@@ -30,28 +37,56 @@ struct Clip {
   bool prompt = false;
 };
 
-// One side, training or validation, at manifest level.
+// One side, training or validation, at manifest level. The dataset must outlive it.
 struct Corpus {
-  Corpus(const std::vector<std::string>& manifests, DataOptions data, const ModelOptions& model,
-         const std::shared_ptr<const Tokenizer>& tokenizer, bool is_validation);
+  // Looks at `most_records` records at most (0 = all), in blocks spread evenly.
+  Corpus(const Dataset& dataset, bool is_validation, std::size_t most_records);
 
   void scan(Findings& findings);
   void report_dropped(Findings& findings) const;
   void find_padded_codes(Findings& findings, double per_second) const;
+  void find_rolling_texts(Findings& findings) const;
   void find_lonely_speakers(Findings& findings) const;
   void find_strange_speeds(Findings& findings) const;
   void measure(double per_second, std::vector<LengthHistogram>& histograms);
   FindingPlace place(std::uint32_t sample, std::string detail) const;
 
+  const Dataset& dataset;
   bool validation = false;
-  std::unique_ptr<Dataset> dataset;
+  bool whole = true;                                       // every record is looked at
+  std::vector<std::uint32_t> scanned;                      // the samples that are
   std::unordered_map<std::uint64_t, Clip> clips;           // by hash of the clip's id
   std::vector<std::uint64_t> targets;                      // distinct, in order
   std::unordered_map<std::uint64_t, std::uint32_t> texts;  // hash of the text -> first sample
   std::vector<ManifestSummary> summaries;
+
+ private:
+  std::uint64_t neighbours_ = 0;            // texts compared with the one before
+  std::vector<std::uint32_t> overlapping_;  // samples whose text begins with the end of the one before
 };
 
 LengthHistogram length_histogram(std::string name, std::vector<std::int64_t> lengths);
+
+// The allowance of a codec: rounding, and a frame at either end.
+bool longer_than_clip(std::int64_t codes, double duration, double per_second);
+
+// What one thread saw in the arrays of one sample.
+struct ArrayLook {
+  std::uint32_t sample = 0;
+  std::optional<Error> error;
+  std::uint64_t ids = 0, unknown = 0, codes_hash = 0;
+  std::int64_t special = -1;          // position of a start or stop id
+  std::int64_t tail = 0, period = 0;  // codes at the end that repeat
+  bool empty_condition = false, empty_emotion = false;
+  bool compared = false, differs = false;  // with what the tokenizer gives
+  std::string first_difference;
+  std::vector<std::string> uncovered;  // characters without a piece
+
+  // Why the sample must not be trained on; "" = nothing speaks against it.
+  std::string unusable() const;
+};
+
+ArrayLook look_at_arrays(const Dataset& dataset, const Tokenizer* tokenizer, std::uint32_t sample);
 
 // Everything that needs the arrays: read() looks at samples in parallel and notes what it found in their order.
 class ArrayExamination {
@@ -61,12 +96,9 @@ class ArrayExamination {
   void conclude();  // what only the sums tell; fills unknown_share of the summaries
 
  private:
-  struct Look;
-
-  Look look_at(std::uint32_t sample) const;
-  void note(const Look& look);
-  void note_text(const Look& look);
-  FindingPlace place(const Look& look, std::string detail) const;
+  void note(const ArrayLook& look);
+  void note_text(const ArrayLook& look);
+  FindingPlace place(const ArrayLook& look, std::string detail) const;
   std::string check_name(std::string_view check) const;
 
   Corpus& corpus_;

@@ -71,7 +71,10 @@ std::string DoctorReport::text() const {
 }
 
 nlohmann::json DoctorReport::json() const {
-  nlohmann::json document = {{"records", records}, {"arrays_read", arrays_read}, {"worst", severity_name(worst())}};
+  nlohmann::json document = {{"records", records},
+                             {"records_looked_at", records_looked_at},
+                             {"arrays_read", arrays_read},
+                             {"worst", severity_name(worst())}};
   document["findings"] = nlohmann::json::array();
   for (const Finding& finding : findings) {
     nlohmann::json places = nlohmann::json::array();

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "names.h"
 #include "train_gpt_v2/core/hash.h"
@@ -66,6 +67,34 @@ bool blank(std::string_view line) {
 
 bool language_suffix(std::string_view text) {
   return text.size() >= 2 && text.size() <= 8 && !canonical_language(text).empty();
+}
+
+constexpr std::string_view kUniqueIds = "give every pair of a file its own id; remove the record if it stands there twice";
+
+struct RepeatedId {
+  std::size_t at = 0, before = 0;  // numbers of the record and of the first with its id
+};
+
+// The records from `first` on whose id stood before, in order.
+std::vector<RepeatedId> repeated_ids(const PairIndex& index, std::size_t first) {
+  std::vector<std::uint64_t> hashes;
+  hashes.reserve(index.size() - first);
+  for (std::size_t i = first; i < index.size(); ++i) hashes.push_back(index[i].id_hash);
+  std::sort(hashes.begin(), hashes.end());
+  std::unordered_set<std::uint64_t> suspects;
+  for (std::size_t i = 1; i < hashes.size(); ++i) {
+    if (hashes[i] == hashes[i - 1]) suspects.insert(hashes[i]);
+  }
+  std::vector<RepeatedId> repeated;
+  if (suspects.empty()) return repeated;
+  // Equal hashes are nearly always equal ids, but only the ids themselves prove it.
+  std::unordered_map<std::string, std::size_t> seen;
+  for (std::size_t i = first; i < index.size(); ++i) {
+    if (!suspects.contains(index[i].id_hash)) continue;
+    const auto [known, added] = seen.try_emplace(index.id(index[i]), i);
+    if (!added) repeated.push_back({i, known->second});
+  }
+  return repeated;
 }
 
 }  // namespace
@@ -291,7 +320,27 @@ std::uint64_t PairIndex::add(const std::string& spec) {
   merge(chunks, file);
   files_.push_back(std::move(file));
   stop_at_bad_records(first_problem, bad_before, single_sample);
-  refuse_duplicates(first);
+  if (!settings_.skip_bad) {
+    refuse_duplicates(first);
+    return records;
+  }
+  const std::vector<RepeatedId> repeated = repeated_ids(*this, first);
+  for (const RepeatedId& one : repeated) {
+    ++bad_records_;
+    if (problems_.size() >= kProblemsKept) continue;
+    const PairEntry& entry = entries_[one.at];
+    problems_.push_back({"DAT001", this->file(entry), line(entry), id(entry), "two records of one manifest have the same id",
+                         {concat("first at line ", line(entries_[one.before]))}, std::string(kUniqueIds)});
+  }
+  std::size_t kept = first, next = 0;
+  for (std::size_t i = first; i < entries_.size(); ++i) {
+    if (next < repeated.size() && repeated[next].at == i) {
+      ++next;
+    } else {
+      entries_[kept++] = entries_[i];
+    }
+  }
+  entries_.resize(kept);
   return records;
 }
 
@@ -391,26 +440,12 @@ std::uint64_t PairIndex::add_packed(const ManifestSpec& spec) {
 }
 
 void PairIndex::refuse_duplicates(std::size_t first) const {
-  std::vector<std::uint64_t> hashes;
-  hashes.reserve(entries_.size() - first);
-  for (std::size_t i = first; i < entries_.size(); ++i) hashes.push_back(entries_[i].id_hash);
-  std::sort(hashes.begin(), hashes.end());
-  auto repeated = std::adjacent_find(hashes.begin(), hashes.end());
-  while (repeated != hashes.end()) {
-    // Equal hashes are nearly always equal ids, but only the ids themselves prove it.
-    std::unordered_map<std::string, const PairEntry*> seen;
-    for (std::size_t i = first; i < entries_.size(); ++i) {
-      if (entries_[i].id_hash != *repeated) continue;
-      const auto [found, added] = seen.try_emplace(id(entries_[i]), &entries_[i]);
-      if (!added) {
-        throw Error("DAT001", "two records of one manifest have the same id")
-            .where(file(entries_[i]), line(entries_[i]))
-            .detail(concat("id: ", found->first))
-            .detail(concat("first at line ", line(*found->second)))
-            .fix("give every pair of a file its own id; remove the record if it stands there twice");
-      }
-    }
-    repeated = std::adjacent_find(std::upper_bound(repeated, hashes.end(), *repeated), hashes.end());
+  for (const RepeatedId& repeated : repeated_ids(*this, first)) {
+    throw Error("DAT001", "two records of one manifest have the same id")
+        .where(file(entries_[repeated.at]), line(entries_[repeated.at]))
+        .detail(concat("id: ", id(entries_[repeated.at])))
+        .detail(concat("first at line ", line(entries_[repeated.before])))
+        .fix(kUniqueIds);
   }
 }
 

@@ -242,6 +242,7 @@ Value SnapshotMaker::training_checkpoint(const CheckpointParts& parts, const Pyt
 
   nlohmann::json exact = state.save_state();
   exact["monitors"] = parts.monitors.save_state();
+  exact["stability"] = parts.guard.save_state();
   if (parts.ema) exact["ema_steps"] = parts.ema->steps();
   Value ours = Value::dict();
   ours.set("format_version", kCheckpointFormatVersion);
@@ -348,6 +349,7 @@ void restore_training_state(const Value& root, CheckpointParts& parts, bool grou
   TrainState restored;
   try {
     restored.load_state(state);
+    parts.guard.load_state(state.value("stability", nlohmann::json::object()));
   } catch (const nlohmann::json::exception& failure) {
     throw Error("CKP007", "a checkpoint's state cannot be read").at("train_gpt_v2.state").detail(failure.what());
   }

@@ -210,7 +210,7 @@ void CheckpointStore::rotate(std::int64_t newest) {
   }
 }
 
-std::optional<FoundCheckpoint> find_newest_checkpoint(const std::string& directory) {
+std::optional<FoundCheckpoint> find_newest_checkpoint(const std::string& directory, std::int64_t last_step) {
   if (!directory_exists(directory)) return std::nullopt;
   struct Candidate {
     std::string path;
@@ -225,7 +225,8 @@ std::optional<FoundCheckpoint> find_newest_checkpoint(const std::string& directo
     if (std::any_of(candidates.begin(), candidates.end(), known)) continue;
     try {
       const LoadedFile file = read_tensor_file(path, /*verify=*/false);
-      candidates.push_back({path, step_inside(file.root), is_ours(file.root)});
+      const std::int64_t step = step_inside(file.root);
+      if (step <= last_step) candidates.push_back({path, step, is_ours(file.root)});
     } catch (const Error& failure) {
       log_warning("resume", "left alone, cannot be used: ", path, ": ", failure.message());
     }

@@ -1,7 +1,5 @@
 #include "train_gpt_v2/train/reporter.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <functional>
 
@@ -10,10 +8,7 @@
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/png.h"
 #include "train_gpt_v2/core/wav.h"
-
-#ifdef TGV2_CUDA_API
-#include <c10/cuda/CUDACachingAllocator.h>
-#endif
+#include "train_gpt_v2/train/memory.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -26,19 +21,6 @@ double ratio(double part, double whole) {
 }
 
 }  // namespace
-
-std::uint64_t peak_memory_bytes(at::Device device) {
-#ifdef TGV2_CUDA_API
-  if (device.is_cuda()) {
-    return static_cast<std::uint64_t>(
-        c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).allocated_bytes[0].peak);
-  }
-#endif
-  (void)device;
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
-}
 
 Reporter::Reporter(const std::string& run_directory, const Options& options, const ParameterSet& parameters,
                    at::Device device, std::int64_t step, std::int64_t goal_step)
@@ -162,6 +144,8 @@ void Reporter::validation(const TrainState& state, const EvaluatorOutput& output
     log_warning("validation", "the text makes almost no difference (gap ", fixed(*output.text_usage_gap, 4), " < ",
                 options_.validation.gap_alarm,
                 "): the model may be ignoring it. Check that texts and codes belong together.");
+    event(state.step, "gap_alarm",
+          {{"text_usage_gap", *output.text_usage_gap}, {"alarm", options_.validation.gap_alarm}});
   }
 }
 
@@ -293,6 +277,11 @@ void Reporter::pruned(const PruneResult& result, const AdapterSet& adapters, con
          {"ranks_after", result.ranks_after},
          {"parameters", adapters.parameter_count()},
          {"ranks", by_module}});
+}
+
+void Reporter::rolled_back(std::int64_t step) {
+  metrics_.cut(step);
+  if (tensorboard_) tensorboard_->purge_from(step + 1);
 }
 
 void Reporter::event(std::int64_t step, const std::string& name, OrderedJson details) {

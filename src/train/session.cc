@@ -11,10 +11,13 @@
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/hash.h"
 #include "train_gpt_v2/core/logging.h"
+#include "train_gpt_v2/data/doctor.h"
 #include "train_gpt_v2/model/initialise.h"
 #include "train_gpt_v2/model/weights.h"
 #include "train_gpt_v2/train/adapter_checkpoint.h"
+#include "train_gpt_v2/train/batch_fit.h"
 #include "train_gpt_v2/train/device.h"
+#include "train_gpt_v2/train/memory.h"
 #include "train_gpt_v2/train/start_weights.h"
 #include "train_gpt_v2/train/trainer.h"
 
@@ -24,12 +27,16 @@ namespace {
 // Everything a run is made of, in order of construction; later members use earlier ones.
 class Session {
  public:
-  explicit Session(const SessionRequest& request)
-      : request_(request), options_(request.options), directory_(request.run_directory) {}
+  Session(const SessionRequest& request, Options options)
+      : request_(request), options_(std::move(options)), directory_(request.run_directory) {}
 
   ExitStatus run();
 
  private:
+  bool prepare();
+  ExitStatus train();
+  void begin_stage(std::string_view name) const;
+  void choose_batch_size();
   void find_checkpoint();
   void open_data();
   void plan_steps();
@@ -42,8 +49,11 @@ class Session {
   void mend_position();
   std::unique_ptr<BatchSequence> make_sequence();
   std::unique_ptr<TrainingSampler> make_sampler();
+  CheckpointParts parts();
+  PreflightResult preflight();
   bool already_done();
   void banner() const;
+  void look_at_data() const;
 
   const SessionRequest& request_;
   Options options_;
@@ -68,9 +78,11 @@ class Session {
   std::uint64_t ema_device_bytes_ = 0;  // measured
   std::unique_ptr<GradScaler> scaler_;
   std::unique_ptr<Monitors> monitors_;
+  std::unique_ptr<StabilityGuard> guard_;
   std::unique_ptr<LearningRateSchedule> schedule_;
   std::unique_ptr<Engine> engine_;
   std::string engine_reason_;
+  std::unique_ptr<TrainingSampler> training_sampler_;
   bool has_conditioners_ = true;  // false: the start weights came without them
   ResumeDecision decision_;
   TrainState state_;
@@ -157,9 +169,65 @@ void Session::open_data() {
   if (!data.order_file.empty()) {
     order_ = read_order_file(data.order_file, *train_);
     facts_.order_fingerprint = order_->hash;
-  } else {
-    sampler_ = std::make_unique<Sampler>(*train_, PlanSettings::from(options_));
   }
+}
+
+// train.batch_size "auto": what the checkpoint holds, else measured on copies of everything that a step needs.
+void Session::choose_batch_size() {
+  TrainOptions& train = options_.train;
+  if (!train.batch_size_auto) return;
+  const std::int64_t effective = *train.effective_batch;
+  train.batch_size_auto = false;
+  if (kind_ == CheckpointKind::kOurs) {
+    const TrainOptions before = load_config_json(stored_config(checkpoint_->file.root), checkpoint_->path).options.train;
+    if (before.batch_size * before.grad_accumulation == effective) {
+      train.batch_size = before.batch_size;
+      train.grad_accumulation = before.grad_accumulation;
+      log_info("batch", "as chosen before: ", train.batch_size, " x ", train.grad_accumulation);
+      return;
+    }
+  }
+  Options smallest = options_;
+  smallest.train.batch_size = 1;
+  smallest.train.grad_accumulation = effective;
+  const bool is_gpu = request_.device.is_cuda();
+  const double gib = static_cast<double>(total_memory(request_.device)) / (1 << 30);
+  BatchFitRequest fit;
+  fit.effective_batch = effective;
+  fit.first_size = table_batch_size(gib, is_gpu, !options_.peft.method.empty());
+  fit.memory = memory_within_reach(request_.device).value_or(0);
+  Session scratch(request_, smallest);
+  scratch.open_data();
+  scratch.plan_steps();
+  scratch.build_model();
+  scratch.build_training();
+  scratch.adaptation_->protect(scratch.parameters_, nullptr);
+  CheckpointParts parts = scratch.parts();
+  const std::vector<std::uint32_t> longest = longest_samples(*scratch.train_, static_cast<std::size_t>(effective));
+  fit.probe = [&](std::int64_t size) -> std::optional<std::uint64_t> {
+    try {
+      const Batch batch = load_batch(*scratch.train_, longest, static_cast<std::size_t>(size));
+      return probe_step(parts, *scratch.engine_, batch, request_.device).peak_memory;
+    } catch (const Error& failure) {
+      if (failure.code() != "MEM001") throw;
+      return std::nullopt;
+    }
+  };
+  fit.probe(1);  // moments and workspaces appear with the first step
+  const BatchFit chosen = fit_batch(fit);
+  for (const std::string& reason : chosen.reasons) log_info("batch", reason);
+  train.batch_size = chosen.batch_size;
+  train.grad_accumulation = chosen.grad_accumulation;
+  log_info("batch", "chosen: ", train.batch_size, " x ", train.grad_accumulation, " = ", effective,
+           " samples per step; kept when this run is continued");
+}
+
+void Session::begin_stage(std::string_view name) const {
+  if (request_.stage) request_.stage(name);
+}
+
+CheckpointParts Session::parts() {
+  return {*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, *guard_, state_, options_, facts_, *adaptation_};
 }
 
 // Steps of the schedule and of the run (interface.md §2: optimizer.total_steps, train.max_steps, train.epochs).
@@ -170,6 +238,7 @@ void Session::plan_steps() {
     batches_per_epoch_ = static_cast<std::int64_t>(order_->plan.size());
     by_data = batches_per_epoch_ / train.grad_accumulation;
   } else {
+    sampler_ = std::make_unique<Sampler>(*train_, PlanSettings::from(options_));
     batches_per_epoch_ = static_cast<std::int64_t>(sampler_->plan(0).size());
     if (train.epochs) by_data = *train.epochs * batches_per_epoch_ / train.grad_accumulation;
   }
@@ -272,6 +341,7 @@ void Session::build_training() {
     ema_device_bytes_ = allocated_bytes(request_.device) - before;
   }
   monitors_ = std::make_unique<Monitors>(options_.checkpoint, options_.early_stopping);
+  guard_ = std::make_unique<StabilityGuard>(options_.stability, scaler_ != nullptr);
   schedule_ = std::make_unique<LearningRateSchedule>(options_.optimizer, facts_.total_steps);
   engine_ = make_engine(*model_, options_, compute_, engine_reason_, adaptation_->adapters());
 }
@@ -308,10 +378,9 @@ void Session::check_new_rows() const {
 void Session::restore() {
   if (!checkpoint_) return;
   const Value& root = checkpoint_->file.root;
-  CheckpointParts parts{*model_,    parameters_, *optimizer_, ema_.get(), scaler_.get(),
-                        *monitors_, state_,      options_,    facts_,     *adaptation_};
+  CheckpointParts live = parts();
   if (kind_ == CheckpointKind::kPython) {
-    restore_python_state(root, parts);
+    restore_python_state(root, live);
     log_info("resume", "the Python trainer's order of samples is not in its checkpoint: epoch ", state_.epoch,
              " goes on in our own order from batch ", state_.cursor.batch, " and may repeat or miss samples");
     if (order_) state_.cursor = BatchCursor{};
@@ -319,7 +388,7 @@ void Session::restore() {
     return;
   }
   const RunFacts saved = stored_facts(root);
-  restore_training_state(root, parts, decision_.groups_changed);
+  restore_training_state(root, live, decision_.groups_changed);
   mend_position();
   if (order_) {
     // The same file goes on behind the lines consumed; another one starts at its first line.
@@ -402,25 +471,64 @@ void Session::banner() const {
   }
 }
 
-ExitStatus Session::run() {
-  make_directories(directory_);
-  const RunLock lock(directory_);
-  add_log_file(path_join(directory_, "log.txt"));
-  log_info("run", "train_gpt_v2 ", request_.build);
+// The quick data doctor: warnings, and data_report.json for the report page. Nothing stops the run here.
+void Session::look_at_data() const {
+  const DoctorReport report = examine_quickly(*train_, validation_.get(), tokenizer_.get());
+  for (const Finding& finding : report.findings) {
+    if (finding.severity == Severity::kInfo || finding.places.empty()) continue;
+    const FindingPlace& place = finding.places.front();
+    log_warning("data", finding.summary, " (", human_count(finding.count), "), first ", place.file, ":", place.line,
+                place.detail.empty() ? "" : ": ", place.detail, "; train_gpt_v2 check tells more");
+  }
+  write_file_atomically(path_join(directory_, "data_report.json"), report.json().dump(1) + "\n");
+}
+
+// Everything up to the first step; false when there is nothing left to train.
+bool Session::prepare() {
+  begin_stage("plan");
   open_data();
+  const bool look_early = options_.train.batch_size_auto;  // a checkpoint may hold the size
+  if (look_early) find_checkpoint();
+  choose_batch_size();
   plan_steps();
-  if (request_.resume == "auto" && already_done()) return ExitStatus::kOk;
-  find_checkpoint();
+  if (request_.resume == "auto" && !request_.preflight && already_done()) return false;
+  if (!look_early) find_checkpoint();
+  begin_stage("weights");
   build_model();
   build_training();
   restore();
   adaptation_->protect(parameters_, checkpoint_ ? stored_ewc(checkpoint_->file.root) : nullptr);
   engine_->parameters_changed();
-  write_file_atomically(path_join(directory_, "config.effective.json"), effective_json(options_));
-  const std::unique_ptr<TrainingSampler> sampler = make_sampler();
-  banner();
-  if (request_.dry_run) return ExitStatus::kOk;
+  training_sampler_ = make_sampler();
+  return true;
+}
 
+PreflightResult Session::preflight() {
+  const BatchPlan plan = order_ ? order_->plan : sampler_->plan(state_.cursor.epoch);
+  CheckpointParts live = parts();
+  const std::int64_t goal = goal_step_ < INT64_MAX ? goal_step_ : facts_.total_steps;
+  return run_preflight({live, *engine_, *train_, plan, request_.device, std::max<std::int64_t>(goal - state_.step, 0),
+                        schedule_->factor(state_.step), directory_, request_.build},
+                       request_.stage);
+}
+
+ExitStatus Session::run() {
+  if (request_.preflight) {
+    if (prepare()) *request_.preflight = preflight();
+    return ExitStatus::kOk;
+  }
+  make_directories(directory_);
+  const RunLock lock(directory_);
+  add_log_file(path_join(directory_, "log.txt"));
+  log_info("run", "train_gpt_v2 ", request_.build);
+  if (!prepare()) return ExitStatus::kOk;
+  write_file_atomically(path_join(directory_, "config.effective.json"), effective_json(options_));
+  banner();
+  look_at_data();
+  return request_.dry_run ? ExitStatus::kOk : train();
+}
+
+ExitStatus Session::train() {
   std::unique_ptr<Evaluator> evaluator;
   if (validation_ && options_.validation.interval > 0) {
     evaluator = std::make_unique<Evaluator>(*validation_, train_.get(), options_);
@@ -443,12 +551,11 @@ ExitStatus Session::run() {
   };
   extras.train = describe(*train_);
   if (validation_) extras.validation = describe(*validation_);
-  CheckpointParts parts{*model_,    parameters_, *optimizer_, ema_.get(), scaler_.get(),
-                        *monitors_, state_,      options_,    facts_,     *adaptation_};
+  CheckpointParts live = parts();
   reporter.event(state_.step, checkpoint_ ? "resume" : "start",
                  {{"from", checkpoint_ ? checkpoint_->path : options_.init.from}, {"build", request_.build}});
   checkpoint_.reset();  // unmaps the file
-  Trainer trainer({parts, *schedule_, *engine_, loader, evaluator.get(), sampler.get(), store, reporter, extras,
+  Trainer trainer({live, *schedule_, *engine_, loader, evaluator.get(), training_sampler_.get(), store, reporter, extras,
                    directory_, request_.build, request_.max_steps, goal_step_, request_.hang_seconds});
   const TrainOutcome outcome = trainer.run();
   log_info("run", "stopped at step ", state_.step,
@@ -474,7 +581,7 @@ std::string find_resume_file(const std::string& name, const std::string& run_dir
 }
 
 ExitStatus run_training(const SessionRequest& request) {
-  return Session(request).run();
+  return Session(request, request.options).run();
 }
 
 }  // namespace train_gpt_v2

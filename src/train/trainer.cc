@@ -8,12 +8,10 @@
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/signals.h"
+#include "train_gpt_v2/train/black_box.h"
 
 namespace train_gpt_v2 {
 namespace {
-
-// So many non-finite steps in a row are no accident.
-constexpr std::int64_t kMaxBadInARow = 5;
 
 bool due(std::int64_t step, std::int64_t interval) {
   return interval > 0 && step % interval == 0;
@@ -102,6 +100,38 @@ std::optional<Trainer::Window> Trainer::next_window() {
 bool Trainer::train_window(const Window& window) {
   const TrainOptions& train = options_.train;
   const double loss_scale = parts_.core.scaler ? parts_.core.scaler->scale() : 1.0;
+  const WindowLosses losses = forward_backward(window, loss_scale);
+  if (losses.stopped) return false;
+  // Unless something reads the gradients after the update, the CPU may scale them there.
+  const ClipResult clip =
+      parts_.core.optimizer.unscale_and_clip(1.0 / loss_scale, train.grad_clip, train.clip_per_group,
+                                             parts_.core.adaptation.reads_clipped_gradients());
+  consume(window);
+  if (window.text_tokens == 0) return true;  // nothing in it at all
+  const bool finite = clip.finite && std::isfinite(losses.loss);
+  if (parts_.core.scaler) parts_.core.scaler->update(finite);
+  const StepVerdict verdict = parts_.core.guard.judge(losses.loss, clip.norm, finite);
+  if (verdict.action != StepAction::kTrain) report_bad_step(window, losses, clip, verdict);
+  switch (verdict.action) {
+    case StepAction::kTrain:
+    case StepAction::kWarn:
+      update(window, losses, clip);
+      break;
+    case StepAction::kSkip:
+      skip_step();
+      break;
+    case StepAction::kRollback:
+      roll_back();
+      break;
+    case StepAction::kStop:
+      stop_diverged(verdict);
+  }
+  return true;
+}
+
+// Gradients of the whole window, unscaled by nothing but `loss_scale`.
+WindowLosses Trainer::forward_backward(const Window& window, double loss_scale) {
+  const TrainOptions& train = options_.train;
   const bool by_window = train.loss_normalization == "window_tokens";
   const auto micro_count = static_cast<double>(window.micro_batches.size());
   Adaptation& adaptation = parts_.core.adaptation;
@@ -118,36 +148,30 @@ bool Trainer::train_window(const Window& window) {
   }
   watchdog_.alive("training");
   watchdog_.describe(concat("samples: ", join(window.micro_batches.front().batch.ids, " ")));
-  const WindowLosses losses = run_window(
+  WindowLosses losses = run_window(
       parts_.engine, parts, loss_scale, parts_.core.options.model, memory_,
       [&] { adaptation.begin_window(parts_.core.parameters); }, [this] { return stop_asked("training"); });
-  if (losses.stopped) return false;
-  const double loss = losses.loss;
+  if (losses.stopped) return losses;
   if (losses.retries > 0) {
     parts_.reporter.event(state_.step, "out_of_memory",
                           {{"retries", losses.retries}, {"too_many_positions", memory_.too_many}});
   }
   adaptation.complete_gradients(loss_scale);
-  {
-    const torch::NoGradGuard no_grad;
-    for (torch::Tensor& rows : parts_.core.parameters.masked_grads) rows.zero_();
-  }
-  // Unless something reads the gradients after the update, the CPU may scale them there.
-  const ClipResult clip = parts_.core.optimizer.unscale_and_clip(
-      1.0 / loss_scale, train.grad_clip, train.clip_per_group, adaptation.reads_clipped_gradients());
+  const torch::NoGradGuard no_grad;
+  for (torch::Tensor& rows : parts_.core.parameters.masked_grads) rows.zero_();
+  return losses;
+}
+
+void Trainer::consume(const Window& window) {
   state_.cursor = window.micro_batches.back().after;
   state_.epoch = static_cast<std::int64_t>(window.micro_batches.back().epoch);
   ++state_.windows;
   for (const LoadedBatch& micro : window.micro_batches) state_.samples += micro.batch.count();
-  if (window.text_tokens == 0) return true;  // nothing in it at all
-  const bool finite = clip.finite && std::isfinite(loss);
-  if (parts_.core.scaler) parts_.core.scaler->update(finite);
-  if (!finite) {
-    skip_step(window, clip.norm, loss);
-    return true;
-  }
-  bad_in_a_row_ = 0;
+}
+
+void Trainer::update(const Window& window, const WindowLosses& losses, const ClipResult& clip) {
   const double factor = parts_.schedule.factor(state_.step);
+  Adaptation& adaptation = parts_.core.adaptation;
   Ema* const ema = parts_.core.ema;
   // The averages go with the update's pass over memory, unless adapters may lose ranks between the two.
   const AdamW::Averages averages =
@@ -163,7 +187,7 @@ bool Trainer::train_window(const Window& window) {
 
   const double* value = losses.sums.const_data_ptr<double>();
   TrainMeters& meters = state_.meters;
-  meters.loss_sum += loss;
+  meters.loss_sum += losses.loss;
   meters.text_loss_sum += value[0];
   meters.mel_loss_sum += value[1];
   meters.mel_top1_count += value[2];
@@ -177,24 +201,73 @@ bool Trainer::train_window(const Window& window) {
   state_.last_mel_loss = value[1] / static_cast<double>(window.mel_tokens);
   state_.last_mel_top1 = value[2] / static_cast<double>(window.mel_tokens);
   parts_.reporter.remember_step(clip, factor);
-  return true;
 }
 
-void Trainer::skip_step(const Window& window, double norm, double loss) {
+// Log, event and black box of a step that stands out, before anything is done about it.
+void Trainer::report_bad_step(const Window& window, const WindowLosses& losses, const ClipResult& clip,
+                              const StepVerdict& verdict) {
+  std::vector<std::string> ids;
+  for (const LoadedBatch& micro : window.micro_batches) ids.insert(ids.end(), micro.batch.ids.begin(), micro.batch.ids.end());
+  const bool searching_scale = parts_.core.scaler && !(clip.finite && std::isfinite(losses.loss));
+  const std::int64_t number = state_.windows - 1;
+  const std::string file =
+      searching_scale ? "" : write_black_box(parts_.run_directory, {state_.step, number, losses.loss, clip.norm, verdict, window.micro_batches});
+  const std::string action = step_action_name(verdict.action);
+  log_warning("stability", "step ", state_.step + 1, ": ", verdict.reason, " -> ", action, "; samples ", join(ids, " "),
+              file.empty() ? "" : "; the batch is in " + file);
+  if (verdict.action == StepAction::kRollback) return;  // its event follows, once metrics.jsonl is cut
+  parts_.reporter.event(state_.step, action == "warn" ? "spike" : action == "stop" ? "diverged" : action,
+                        {{"reason", verdict.reason}, {"window", number}, {"loss", losses.loss}, {"grad_norm", clip.norm},
+                         {"loss_z", verdict.loss_z}, {"norm_z", verdict.norm_z}, {"ids", ids}, {"black_box", file}});
+}
+
+void Trainer::skip_step() {
   ++state_.skipped;
   ++state_.meters.skipped;
-  std::vector<std::string> ids;
-  for (const LoadedBatch& micro : window.micro_batches)
-    ids.insert(ids.end(), micro.batch.ids.begin(), micro.batch.ids.end());
-  log_warning("train", "step ", state_.step + 1, " skipped: loss ", loss, ", gradient norm ", norm,
-              " is not finite; samples ", join(ids, " "));
-  parts_.reporter.event(state_.step, "skip", {{"loss", loss}, {"grad_norm", norm}, {"ids", ids}});
   parts_.engine.parameters_changed();  // the weights as whoever reads them between two steps expects them
-  if (++bad_in_a_row_ >= kMaxBadInARow && !parts_.core.scaler) {
-    throw Error("NUM001", concat("training diverged: ", bad_in_a_row_, " steps in a row were not finite"))
-        .at(concat("step ", state_.step + 1))
-        .fix("resume from an older checkpoint with a lower optimizer.learning_rate; the samples are named in the log");
+}
+
+// Weights and counters of the newest good checkpoint; the data goes on behind the window at hand.
+void Trainer::roll_back() {
+  parts_.store.wait();
+  report_saves();
+  const std::optional<FoundCheckpoint> good = find_newest_checkpoint(parts_.run_directory, state_.step);
+  if (!good || checkpoint_kind(good->file.root) != CheckpointKind::kOurs) {
+    log_warning("stability", "there is no checkpoint to go back to yet: the step is skipped");
+    return skip_step();
   }
+  const TrainState left = state_;
+  const StabilityGuard guard = parts_.core.guard;
+  restore_training_state(good->file.root, parts_.core, /*groups_changed=*/true);
+  parts_.engine.parameters_changed();
+  parts_.core.guard.rolled_back(guard);
+  state_.cursor = left.cursor;
+  state_.epoch = left.epoch;
+  state_.windows = left.windows;
+  state_.samples = left.samples;
+  state_.skipped = left.skipped + 1;
+  state_.train_seconds = left.train_seconds;
+  last_saved_step_ = last_validated_step_ = last_sampled_step_ = state_.step;
+  for (std::int64_t i = 0; i < options_.stability.skip_steps; ++i) {
+    if (const std::optional<Window> window = next_window()) consume(*window);
+  }
+  parts_.reporter.rolled_back(state_.step);
+  parts_.reporter.event(state_.step, "rollback",
+                        {{"from_step", left.step}, {"checkpoint", good->path}, {"window", left.windows - 1},
+                         {"windows_left_out", options_.stability.skip_steps + 1}, {"rollbacks", parts_.core.guard.rollbacks()}});
+  log_warning("stability", "back from step ", left.step, " to step ", state_.step, " (", good->path, "), rollback ",
+              parts_.core.guard.rollbacks(), " of at most ", options_.stability.max_rollbacks);
+}
+
+void Trainer::stop_diverged(const StepVerdict& verdict) {
+  const bool helpless = parts_.core.guard.rollbacks() > 0 && parts_.core.guard.rollbacks() >= options_.stability.max_rollbacks;
+  throw Error(helpless ? "NUM003" : "NUM001",
+              helpless ? concat("training diverged: it left its course again after ", parts_.core.guard.rollbacks(), " rollbacks")
+                       : concat("training diverged: ", options_.stability.max_consecutive, " bad steps in a row"))
+      .at(concat("step ", state_.step + 1))
+      .detail(verdict.reason)
+      .fix(concat("look at the batches in ", path_join(parts_.run_directory, "black_box"),
+                  "; then go on from the last checkpoint with a lower optimizer.learning_rate (--allow-change schedule)"));
 }
 
 void Trainer::do_what_is_due(bool last) {

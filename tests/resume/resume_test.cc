@@ -123,6 +123,30 @@ TEST(Resume, ReplayIsPartOfTheOrder) {
   EXPECT_EQ(train_here(small_run(), folder.file("run"), "auto", 4, {"order"}), ExitStatus::kOk);
 }
 
+TEST(BatchSize, AutoIsChosenOnceAndKept) {
+  const TemporaryFolder folder;
+  const Options options = small_run({"train.batch_size=auto", "train.effective_batch=8", "train.grad_accumulation=1"});
+  ASSERT_EQ(train_here(options, folder.file("run"), "auto", 4), ExitStatus::kOk);
+  const auto config = nlohmann::json::parse(read_file(folder.file("run/config.effective.json"), 1 << 20)).at("train");
+  const std::int64_t size = config.at("batch_size");  // all 8 fit any machine that runs this test
+  EXPECT_EQ(size, 8);
+  EXPECT_EQ(config.at("grad_accumulation"), 1);
+  // A run that was given the size from the start is the same run.
+  const Options fixed = small_run({"train.batch_size=8", "train.grad_accumulation=1", "train.effective_batch=8"});
+  ASSERT_EQ(train_here(fixed, folder.file("fixed"), "auto", 4), ExitStatus::kOk);
+  expect_same_checkpoint(folder.file("run/latest.pt"), folder.file("fixed/latest.pt"));
+  // Whatever would be chosen now, the checkpoint's size stays.
+  const Options halved = small_run({"train.batch_size=4", "train.grad_accumulation=2"});
+  ASSERT_EQ(train_here(halved, folder.file("halved"), "auto", 2), ExitStatus::kOk);
+  ASSERT_EQ(train_here(options, folder.file("halved"), "auto", 4), ExitStatus::kOk);
+  const auto kept = nlohmann::json::parse(read_file(folder.file("halved/config.effective.json"), 1 << 20)).at("train");
+  EXPECT_EQ(kept.at("batch_size"), 4);
+  EXPECT_EQ(kept.at("grad_accumulation"), 2);
+  // Another effective batch is a change like any other.
+  const Options other = small_run({"train.batch_size=auto", "train.effective_batch=6", "train.grad_accumulation=1"});
+  EXPECT_THROW(train_here(other, folder.file("halved"), "auto", 6), Error);
+}
+
 TEST(Resume, NoneIsRefusedWhereCheckpointsAre) {
   const TemporaryFolder folder;
   ASSERT_EQ(train_here(small_run(), folder.file("run"), "none", 1), ExitStatus::kOk);

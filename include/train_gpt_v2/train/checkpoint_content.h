@@ -15,6 +15,7 @@
 #include "train_gpt_v2/train/monitors.h"
 #include "train_gpt_v2/train/optimizer.h"
 #include "train_gpt_v2/train/resume_rules.h"
+#include "train_gpt_v2/train/stability.h"
 #include "train_gpt_v2/train/train_state.h"
 
 namespace train_gpt_v2 {
@@ -29,6 +30,7 @@ struct CheckpointParts {
   Ema* ema;
   GradScaler* scaler;
   Monitors& monitors;
+  StabilityGuard& guard;
   TrainState& state;
   const Options& options;
   const RunFacts& facts;

@@ -19,9 +19,6 @@
 
 namespace train_gpt_v2 {
 
-// Bytes in use at their highest: device memory on CUDA, resident memory of the process elsewhere.
-std::uint64_t peak_memory_bytes(at::Device device);
-
 class Reporter {
  public:
   // metrics.jsonl and the event file are cut behind `step`, where training goes on.
@@ -42,6 +39,7 @@ class Reporter {
   void validation_cost(const TrainState& state);  // its share of the run's time so far
   void best(std::int64_t step, const Improvement& improvement);
   void saved(const SaveResult& result);
+  void rolled_back(std::int64_t step);  // cuts metrics.jsonl and the event file behind that step
   void event(std::int64_t step, const std::string& name, OrderedJson details = OrderedJson::object());
 
  private:

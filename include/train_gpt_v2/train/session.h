@@ -11,6 +11,7 @@
 
 #include "train_gpt_v2/config/options.h"
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/train/preflight.h"
 #include "train_gpt_v2/train/sampling.h"
 
 namespace train_gpt_v2 {
@@ -23,6 +24,9 @@ struct SessionRequest {
   std::optional<std::int64_t> max_steps;  // --max-steps: this process stops there
   double hang_seconds = 0;                // end with status 83 when nothing moved for so long; 0 = never
   bool dry_run = false;                   // everything up to the first step
+  StageCallback stage;                    // called as each part of the preparation begins; may be empty
+  // When set: no training and no trace in the run directory; two steps are measured, saving and loading tried.
+  PreflightResult* preflight = nullptr;
   at::Device device = at::kCPU;
   std::string build;
   Vocoder vocoder;  // of the samples while training; empty: no sound

@@ -1,8 +1,8 @@
 #pragma once
 // The training loop. It owns nothing: what it drives is built by the session and given by reference.
 //
-// One round: take a window of micro-batches, forward and backward each, norm and clip, update, average, count; then
-// whatever is due: a line of metrics, validation, a checkpoint. Signals are polled between micro-batches; a window that
+// One round: take a window of micro-batches, forward and backward each, norm and clip, ask the stability guard, update,
+// average, count; then whatever is due: a line of metrics, validation, a checkpoint. Signals are polled between micro-batches; a window that
 // is not finished leaves no trace, so a checkpoint always stands at a window's edge (algorithms.md §7.2, §9.3).
 
 #include <chrono>
@@ -52,8 +52,9 @@ class Trainer {
   explicit Trainer(TrainerParts parts);
 
   // Trains until there is a reason to stop; saves, and writes DONE where the run's own goal is reached.
-  // Throws NUM001 when steps stay non-finite, MEM001 when a single sample does not fit, IO002 when the state could not
-  // be saved at the end, and what the loader throws; except after NUM001 the state reached is saved before it leaves.
+  // Throws NUM001 when bad steps follow each other, NUM003 when rollbacks do not help (train/stability.h), MEM001 when a
+  // single sample does not fit, IO002 when the state could not be saved at the end, and what the loader throws; except
+  // after the first two the state reached is saved before it leaves.
   TrainOutcome run();
 
  private:
@@ -67,7 +68,14 @@ class Trainer {
   std::optional<StopReason> reason_to_stop();
   std::optional<Window> next_window();  // nothing: the data ended or a stop was asked
   bool train_window(const Window& window);
-  void skip_step(const Window& window, double norm, double loss);
+  WindowLosses forward_backward(const Window& window, double loss_scale);
+  void consume(const Window& window);
+  void update(const Window& window, const WindowLosses& losses, const ClipResult& clip);
+  void report_bad_step(const Window& window, const WindowLosses& losses, const ClipResult& clip,
+                       const StepVerdict& verdict);
+  void skip_step();
+  void roll_back();
+  [[noreturn]] void stop_diverged(const StepVerdict& verdict);
   void do_what_is_due(bool last);
   void validate();
   void sample();
@@ -84,7 +92,6 @@ class Trainer {
   const Options& options_;
   std::chrono::steady_clock::time_point started_, last_save_;
   std::int64_t last_validated_step_ = -1, last_sampled_step_ = -1, last_saved_step_ = -1;
-  std::int64_t bad_in_a_row_ = 0;
   MemoryLimit memory_;
   Watchdog watchdog_;
   SnapshotMaker snapshots_;

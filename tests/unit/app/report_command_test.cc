@@ -57,7 +57,9 @@ TEST(Report, AWholeRunShowsItsParts) {
   folder.write("run/samples/step_100/a__b.png", encode_png({2, 2, 3, std::vector<std::uint8_t>(12, 200)}));
   folder.write("run/samples/step_100/a__b.wav", "RIFF0000WAVEfmt and some samples");
   folder.write("run/samples/step_100/notes.json", R"({"samples":[{"id":"a__b","pronunciation":4,"comment":"clear"}]})");
-  folder.write("run/data_report.json", R"({"text lengths":[{"name":"1-32","count":25,"of":100}]})");
+  folder.write("run/data_report.json", R"({"histograms":[{"name":"text ids, training","limits":[32,64],"counts":[25,75]}],
+          "findings":[{"severity":"warning","summary":"several clips have the same text","count":7}],
+          "manifests":[{"path":"train.jsonl","pairs":100,"unk_share":0.0125}]})");
 
   const std::string page = page_of({folder.file("run")}, folder.file("report.html"));
   for (const char* part : {"<b>200</b><span>steps of 200",
@@ -139,7 +141,8 @@ TEST(Report, HostileLinesAreCountedAndShownHarmless) {
   folder.write("run/config.effective.json",
                R"({"train":{"batch_size":"<script>"},"x":[1],"sampling":{"baseline_step":{}}})");
   folder.write("run/DONE", "not json either");
-  folder.write("run/data_report.json", R"({"<script>":[{"name":"<script>","count":-1e308},{"count":"x"},5]})");
+  folder.write("run/data_report.json", R"({"histograms":[{"name":"<script>","limits":["<script>",1e308],"counts":[-1e308]},5,{"limits":7}],
+          "findings":[{"summary":"<script>","count":-1e308},{"count":"x"},5],"manifests":{"pairs":1}})");
   const std::string page = page_of({folder.file("run")}, folder.file("report.html"));
   EXPECT_EQ(page.find("<script"), std::string::npos);
   EXPECT_EQ(page.find("<img src=x"), std::string::npos);

@@ -91,7 +91,7 @@ TEST(LoadConfig, AllProblemsAtOnceEachAtItsPlace) {
   EXPECT_THAT(
       report,
       HasSubstr("t.json:3:5: unknown key \"learning_rte\" in \"train\"; did you mean optimizer.learning_rate?"));
-  EXPECT_THAT(report, HasSubstr("t.json:4:19: train.batch_size: \"many\" is not allowed; integer is expected"));
+  EXPECT_THAT(report, HasSubstr("t.json:4:19: train.batch_size: \"many\" is not allowed; \"auto\" or integer is expected"));
   EXPECT_THAT(report, HasSubstr("t.json:5:21: train.log_interval: -1 is outside 0 <= x <= 1000000000"));
   EXPECT_THAT(report, HasSubstr("t.json:7:23: sampler.mode: \"buckts\" is not one of \"mega_batch\", \"buckets\""));
   EXPECT_THAT(report, HasSubstr("did you mean \"buckets\"?"));
@@ -131,7 +131,10 @@ TEST(LoadConfig, EachProblemSaysWhatIsWrong) {
       {R"({"train": {"seed": 1e30}})", "is not allowed; integer is expected"},
       {R"({"train": {"tf32": "true"}})", "write it without quotes"},
       {R"({"train": {"tf32": 1}})", "1 is not allowed; true or false is expected"},
-      {R"({"train": {"batch_size": "auto"}})", "\"auto\" is not allowed; integer is expected"},
+      {R"({"train": {"batch_size": "auto"}})", "needs train.effective_batch"},
+      {R"({"train": {"batch_size": "auto", "effective_batch": 8, "grad_accumulation": 2}})", "is chosen together"},
+      {R"({"train": {"batch_size": "some"}})", "\"some\" is not allowed; \"auto\" or integer is expected"},
+      {R"({"train": {"batch_size": "16"}})", "write it without quotes"},
       {R"({"train": {"batch_size": 0}})", "0 is outside 1 <= x"},
       {R"({"train": {"max_hours": 0}})", "0 is outside > 0"},
       {R"({"data": {"train_manifests": "a.jsonl"}})", "write it in brackets: [\"a.jsonl\"]"},

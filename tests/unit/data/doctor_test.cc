@@ -26,13 +26,19 @@ class Clinic {
     std::string id, speaker, text;
     double duration = 0;
     std::vector<std::int32_t> codes, ids;
+    std::string language = "am";
   };
 
   explicit Clinic(std::uint64_t seed = 1, const std::string& prefix = "t", int count = 60) : prefix_(prefix) {
     RandomStream random(seed, 0);
     for (int i = 0; i < count; ++i) {
-      Clip clip{
-          concat(prefix, i), concat(prefix, "speaker", i / 10), concat("HELLO NUMBER ", prefix, " ", i), 0, {}, {}};
+      Clip clip{concat(prefix, i),
+                concat(prefix, "speaker", i / 10),
+                concat("HELLO NUMBER ", prefix, " ", i),
+                0,
+                {},
+                {},
+                "am"};
       clip.duration = 1 + static_cast<double>(random.below(200)) / 100;
       for (int c = 0; c < static_cast<int>(clip.duration * 50); ++c) {
         clip.codes.push_back(static_cast<std::int32_t>(random.below(224)));
@@ -64,7 +70,7 @@ class Clinic {
                                      {"prompt_duration", prompt.duration},
                                      {"target_id", clip.id},
                                      {"target_text", clip.text},
-                                     {"language", "am"},
+                                     {"language", clip.language},
                                      {"target_text_ids_path", clip.id + "_ids.npy"},
                                      {"target_text_len", ids.size()},
                                      {"target_codes_path", clip.id + "_codes.npy"},
@@ -98,6 +104,15 @@ DoctorReport examine(const std::vector<std::string>& train, const std::vector<st
   const auto tokenizer =
       with_tokenizer ? std::make_shared<const Tokenizer>(data_path("fixtures/tokenizer/extended.model")) : nullptr;
   return examine_data(data, clinic_model(), tokenizer, options);
+}
+
+RepairReport repair(const std::vector<std::string>& train, const std::vector<std::string>& validation,
+                    const std::string& folder) {
+  DataOptions data;
+  data.train_manifests = train;
+  data.val_manifests = validation;
+  return repair_data({folder, 50}, data, clinic_model(),
+                     std::make_shared<const Tokenizer>(data_path("fixtures/tokenizer/extended.model")));
 }
 
 const Finding* find(const DoctorReport& report, const std::string& check) {
@@ -164,13 +179,13 @@ TEST(Doctor, FindsCodesPaddedToTheirBatchByDurationAndByNeighbours) {
 
   // Repaired: nothing is padded any more, the sound part is unchanged, the originals are untouched.
   const std::string original = read_file(manifest, 1 << 20);
-  const RepairReport repair = repair_padded_codes({manifest + "::am"}, folder.file("repaired"));
-  EXPECT_EQ(repair.trimmed, padded->count);
-  EXPECT_EQ(repair.trimmed + repair.unchanged, 60u);
-  ASSERT_EQ(repair.manifests.size(), 1u);
+  const RepairReport repaired = repair({manifest + "::am"}, {}, folder.file("repaired"));
+  EXPECT_EQ(repaired.trimmed, padded->count);
+  EXPECT_EQ(repaired.trimmed + repaired.unchanged, 60u);
+  ASSERT_EQ(repaired.train.size(), 1u);
   EXPECT_EQ(read_file(manifest, 1 << 20), original);
-  EXPECT_TRUE(examine(repair.manifests).findings.empty());
-  const Dataset before({manifest}, {}, {}, clinic_model()), after(repair.manifests, {}, {}, clinic_model());
+  EXPECT_TRUE(examine(repaired.train).findings.empty());
+  const Dataset before({manifest}, {}, {}, clinic_model()), after(repaired.train, {}, {}, clinic_model());
   for (std::uint32_t i = 0; i < 60; ++i) {
     Batch a, b;
     before.load(i, a);
@@ -198,6 +213,102 @@ TEST(Doctor, FindsRepeatedTails) {
   EXPECT_EQ(finding.count, 2u);
   EXPECT_THAT(finding.places[0].detail, AllOf(HasSubstr("60 codes"), HasSubstr("period 1")));
   EXPECT_THAT(finding.places[1].detail, HasSubstr("period 3"));
+}
+
+TEST(Doctor, FindsEthiopicTextUnderAnotherLanguage) {
+  Clinic clinic;
+  clinic.clips[5].text = "ሰላም";
+  clinic.clips[5].language = "en";
+  clinic.clips[6].text = "ሰላም ነው";
+  EXPECT_THAT(only_finding(clinic, "language").places[0].detail, HasSubstr("\"en\""));
+}
+
+TEST(Doctor, FindsRollingSubtitles) {
+  Clinic clinic;
+  for (std::size_t i = 0; i < clinic.clips.size(); ++i) {
+    clinic.clips[i].text = concat("WORD", i, " WORD", i + 1, " WORD", i + 2, " WORD", i + 3);
+  }
+  const Finding finding = only_finding(clinic, "rolling_text");
+  EXPECT_EQ(finding.count, 59u);
+  EXPECT_EQ(finding.places[0].line, 2);
+}
+
+std::string line_of(const std::string& manifest, std::size_t number) {
+  return split(read_file(manifest, 1 << 24), '\n')[number];
+}
+
+TEST(Doctor, FindsPairsAndIdsThatStandTwice) {
+  const TemporaryFolder folder;
+  Clinic clinic;
+  const std::string first = line_of(clinic.write(folder), 0);
+  auto renamed = nlohmann::ordered_json::parse(first);
+  renamed["id"] = "another";
+  clinic.extra = first + "\n" + renamed.dump() + "\n";
+  const DoctorReport report = examine({clinic.write(folder)});
+  const Finding* ids = find(report, "malformed");
+  ASSERT_TRUE(ids);
+  EXPECT_EQ(ids->severity, Severity::kError);
+  EXPECT_EQ(ids->places[0].line, 61);
+  EXPECT_THAT(ids->places[0].detail, HasSubstr("first at line 1"));
+  const Finding* pairs = find(report, "duplicate_pair");
+  ASSERT_TRUE(pairs);
+  EXPECT_EQ(pairs->places[0].line, 62);
+  EXPECT_EQ(report.findings.size(), 2u);
+}
+
+TEST(Doctor, QuickLookFindsWhatStandsInTheRecords) {
+  const TemporaryFolder folder;
+  Clinic clinic;
+  for (auto& clip : clinic.clips) clip.codes.resize(clip.codes.size() + 200, 3);
+  DataOptions data;
+  data.train_manifests = {clinic.write(folder)};
+  const Dataset train(data.train_manifests, {}, data, clinic_model());
+  DoctorOptions options;
+  options.quick_records = 20;
+  const DoctorReport part = examine_quickly(train, nullptr, nullptr, options);
+  EXPECT_EQ(part.records, 60u);
+  EXPECT_EQ(part.records_looked_at, 20u);
+  EXPECT_EQ(find(part, "padded_codes")->count, 20u);
+  EXPECT_FALSE(find(part, "lonely_speaker"));
+  EXPECT_EQ(find(examine_quickly(train, nullptr, nullptr), "padded_codes")->count, 60u);
+}
+
+TEST(Doctor, RepairLeavesOutWhatCannotBeUsed) {
+  const TemporaryFolder folder;
+  Clinic train(1, "t"), validation(2, "v", 20);
+  train.clips[3].ids = {5, 0, 7};        // a start id inside the text
+  train.clips[4].codes[2] = 225;         // the stop code
+  train.clips[5].codes.resize(400, 3);   // padded
+  validation.clips[6] = train.clips[7];  // also trained on
+  train.extra = "{\"id\": not json\n";
+  const std::string train_manifest = train.write(folder), val_manifest = validation.write(folder);
+  auto self = nlohmann::ordered_json::parse(line_of(train_manifest, 10));
+  self["id"] = "self";
+  self["prompt_id"] = self["target_id"];
+  train.extra += self.dump() + "\n";
+  train.write(folder);
+  const std::string before = read_file(train_manifest, 1 << 20);
+
+  const RepairReport repaired = repair({train_manifest}, {val_manifest}, folder.file("repaired"));
+  EXPECT_EQ(read_file(train_manifest, 1 << 20), before);
+  EXPECT_EQ(repaired.trimmed, 1u);
+  std::map<std::string, std::string> reasons;
+  for (const std::string& line : split(read_file(folder.file("repaired/left_out.jsonl"), 1 << 20), '\n')) {
+    if (line.empty()) continue;
+    const auto entry = nlohmann::json::parse(line);
+    reasons[concat(file_name(entry.at("file").get<std::string>()), ":", entry.at("line").get<long>())] =
+        entry.at("reason");
+  }
+  EXPECT_EQ(repaired.left_out, reasons.size());
+  EXPECT_THAT(reasons["t_pairs.jsonl:4"], HasSubstr("start or stop id"));
+  EXPECT_THAT(reasons["t_pairs.jsonl:5"], HasSubstr("start or stop code"));
+  EXPECT_THAT(reasons["t_pairs.jsonl:61"], HasSubstr("JSON"));
+  EXPECT_THAT(reasons["t_pairs.jsonl:62"], HasSubstr("target itself"));
+  EXPECT_THAT(reasons["v_pairs.jsonl:7"], HasSubstr("trained on"));
+  EXPECT_EQ(reasons.size(), 5u);
+  for (const Finding& finding : examine(repaired.train, repaired.validation).findings) {
+    EXPECT_NE(finding.severity, Severity::kError) << finding.check << ": " << finding.summary;
+  }
 }
 
 TEST(Doctor, FindsSharedUtterancesTextsAndSpeakers) {

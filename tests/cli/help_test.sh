@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Help and manual page: every command says what it takes, with an example, in at most 60 lines; wrong use is status 64.
+# shellcheck source=tests/support/cli.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../support/cli.sh"
+program=${TGV2_BINARY:?ctest sets it}
+
+help_of() { # NAME COMMAND...
+  local name=$1; shift
+  fails_with 0 "$name --help" "$program" "$@" --help
+  check "$name --help has an example" says "Example: train_gpt_v2 $name"
+  check "$name --help is at most 60 lines" test "$(wc -l <"$work/out")" -le 60
+}
+status_of "$program" --help
+check "the program's help names three uses" test "$(grep -c '^ *train_gpt_v2 ' "$work/out")" -ge 3
+commands=$(awk '/^ *Subcommands:|^SUBCOMMANDS:/ {on = 1; next} on && /^  [a-z]/ {print $1}' "$work/out")
+check "the commands are listed" test "$(wc -w <<<"$commands")" -ge 10
+for command in $commands; do
+  if [ "$command" = config ]; then
+    for below in show diff schema import completion man; do help_of "config $below" config "$below"; done
+  else
+    help_of "$command" "$command"
+  fi
+done
+
+status_of "$program" train --help
+for group in Configuration Common; do check "help is grouped: $group" grep -qi "^$group" "$work/out"; done
+fails_with 64 "no command" "$program"
+fails_with 64 "unknown command" "$program" chek --config x.json
+check "the nearest command is named" says 'did you mean "check"?'
+fails_with 64 "unknown option" "$program" check --config x.json --reapir y
+fails_with 64 "missing value" "$program" check --config
+fails_with 66 "missing config" "$program" check --config "$work/none.json"
+check "the missing file is named" says "$work/none.json"
+fails_with 66 "missing config, JSON" "$program" check --config "$work/none.json" --json
+check "still one JSON document" python3 -c 'import json, sys; d = json.load(sys.stdin); assert d["stages"][0]["error"]["code"] == "IO001"' <"$work/out"
+
+fails_with 0 "manual page" "$program" config man
+cp "$work/out" "$work/page.1"
+for word in '.SS train' '.SS config show' 'train.batch_size' 'CKP010' '.SH EXIT STATUS'; do check "the page has $word" says "$word"; done
+check "every line is text or a request" bash -c "! grep -nE \"^['.]\" '$work/page.1' | grep -vE '^[0-9]+:\\.(TH|SH|SS|TP|PP|nf|fi|br)( |\$)'"
+if command -v groff >/dev/null; then
+  check "groff takes it without a word" test -z "$(groff -k -man -Tutf8 -ww "$work/page.1" 2>&1 >/dev/null)"
+fi
+finish
