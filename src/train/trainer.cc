@@ -173,9 +173,9 @@ void Trainer::update(const Window& window, const WindowLosses& losses, const Cli
   const double factor = parts_.schedule.factor(state_.step);
   Adaptation& adaptation = parts_.core.adaptation;
   Ema* const ema = parts_.core.ema;
-  // The averages go with the update's pass over memory, unless adapters may lose ranks between the two.
+  // The averages go with the pass of the update over memory, unless weights change once more behind it.
   const AdamW::Averages averages =
-      ema && !adaptation.adapters() ? ema->update_with(parts_.core.optimizer) : AdamW::Averages{};
+      ema && !adaptation.changes_weights_after_step() ? ema->update_with(parts_.core.optimizer) : AdamW::Averages{};
   parts_.core.optimizer.step(factor, averages);
   if (const auto pruned =
           adaptation.after_step(state_.step + 1, factor, parts_.core.parameters, parts_.core.optimizer, ema)) {

@@ -119,6 +119,21 @@ TEST(PeftRun, BothEnginesTrainTheSame) {
   EXPECT_LT(a.back().at("loss").get<double>(), a.front().at("loss").get<double>());
 }
 
+TEST(PeftRun, AdaptersStayFp32WhateverComputes) {
+  const TemporaryFolder folder;
+  for (const char* engine : {"modules", "fused"}) {
+    const Options options =
+        adapted_run({"peft.method=dora", "train.precision=bf16", "train.log_interval=1", concat("train.engine=", engine)});
+    ASSERT_EQ(train_here(options, folder.file(engine)), ExitStatus::kOk);
+    const LoadedFile saved = read_tensor_file(folder.file(std::string(engine) + "/latest.pt"));
+    for (const auto& [key, value] : saved.root.at("adapter").entries()) {
+      EXPECT_EQ(value.as_tensor().dtype, DType::kFloat32) << key.as_string();
+    }
+    const auto lines = metrics_of(folder.file(engine), "train");
+    EXPECT_LT(lines.back().at("loss").get<double>(), lines.front().at("loss").get<double>() - 0.1) << engine;
+  }
+}
+
 TEST(PeftRun, CompactionReachesMomentsAveragesAndTheFile) {
   const TemporaryFolder folder;
   ASSERT_EQ(train_here(adapted_run({"peft.method=dora_adalora", "peft.pruning_steps=[3,6]", "peft.target_budget=13",
@@ -281,6 +296,20 @@ TEST(Ewc, KeepsTheWeightsNearTheirStart) {
   }
   EXPECT_LT(drift[1], drift[0]);
   EXPECT_LT(drift[2], drift[1]);
+}
+
+TEST(Ewc, AveragesSeeWhatTheProximalStepLeft) {
+  // With decay 0 the average is the last state; the optimizer's own pass would average what the step before left.
+  const TemporaryFolder folder;
+  const std::string fisher = testing::write_fixture_fisher(folder.file("fisher.pth"), 1);
+  ASSERT_EQ(train_here(small_run({"ewc.enabled=true", concat("ewc.fisher=", fisher), "ewc.lambda=100", "ewc.mode=proximal",
+                                  "ema.enabled=true", "ema.decay=0", "ema.warmup=false", "train.max_steps=4"}),
+                       folder.file("run")),
+            ExitStatus::kOk);
+  const LoadedFile saved = read_tensor_file(folder.file("run/latest.pt"));
+  for (const auto& [key, value] : saved.root.at("ema_state").entries()) {
+    EXPECT_TRUE(identical(value, saved.root.at("model").at(key.as_string()))) << key.as_string();
+  }
 }
 
 TEST(Ewc, ATableOfTheFusedEngineForgetsThePullOfTheWindowBefore) {

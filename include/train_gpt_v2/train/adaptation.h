@@ -43,6 +43,8 @@ class Adaptation {
   const Ewc* ewc() const { return ewc_.get(); }
   bool reads_clipped_gradients() const { return allocator_ && !allocator_->finished(); }
   bool pruning_done() const { return !allocator_ || allocator_->finished(); }
+  // after_step() may prune, mask or draw back: averages can only be taken behind it.
+  bool changes_weights_after_step() const { return adapters_ || (ewc_ && options_.ewc.mode == "proximal"); }
 
   void begin_window(ParameterSet& parameters);
   // EWC's pull, dL/dW' to the adapters, AdaLoRA's regulariser. `scale`: the loss scale; where the gradients of several
