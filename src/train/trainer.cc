@@ -150,8 +150,8 @@ bool Trainer::train_window(const Window& window) {
   const double factor = parts_.schedule.factor(state_.step);
   Ema* const ema = parts_.core.ema;
   // The averages go with the update's pass over memory, unless adapters may lose ranks between the two.
-  const AdamW::Averages averages =
-      ema && !adaptation.adapters() ? ema->update_with(parts_.core.optimizer) : AdamW::Averages{};
+  const JoinedAverages averages =
+      ema && !adaptation.adapters() ? ema->update_with(parts_.core.optimizer) : JoinedAverages{};
   parts_.core.optimizer.step(factor, averages);
   if (const auto pruned =
           adaptation.after_step(state_.step + 1, factor, parts_.core.parameters, parts_.core.optimizer, ema)) {
