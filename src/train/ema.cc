@@ -34,10 +34,10 @@ bool Ema::count_step() {
   return true;
 }
 
-AdamW::Averages Ema::update_with(const AdamW& optimizer) {
+JoinedAverages Ema::update_with(const AdamW& optimizer) {
   const bool beside = !shadows_.empty() && shadows_[0].device() == parameters_.tensors[0].value.device();
   if (!optimizer.one_pass() || !beside) return {};
-  AdamW::Averages averages;
+  JoinedAverages averages;
   averages.joined = true;
   if (!count_step()) return averages;
   averages.decay = decay_at(updates_);

@@ -139,7 +139,7 @@ ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_
   return result;
 }
 
-void AdamW::step(double factor, const Averages& averages) {
+void AdamW::step(double factor, const JoinedAverages& averages) {
   TGV2_CHECK(averages.values.empty() || kernels_);
   torch::NoGradGuard no_grad;
   for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {
@@ -167,7 +167,7 @@ void AdamW::step(double factor, const Averages& averages) {
 }
 
 void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate,
-                             const Averages& averages) {
+                             const JoinedAverages& averages) {
   // Tensors of one group may have made different numbers of steps (some joined later): one pass for each number.
   std::map<std::int64_t, std::vector<AdamWTensor>> by_step;
   for (const int member : group.members) {

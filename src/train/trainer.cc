@@ -174,8 +174,8 @@ void Trainer::update(const Window& window, const WindowLosses& losses, const Cli
   Adaptation& adaptation = parts_.core.adaptation;
   Ema* const ema = parts_.core.ema;
   // The averages go with the pass of the update over memory, unless weights change once more behind it.
-  const AdamW::Averages averages =
-      ema && !adaptation.changes_weights_after_step() ? ema->update_with(parts_.core.optimizer) : AdamW::Averages{};
+  const JoinedAverages averages =
+      ema && !adaptation.changes_weights_after_step() ? ema->update_with(parts_.core.optimizer) : JoinedAverages{};
   parts_.core.optimizer.step(factor, averages);
   if (const auto pruned =
           adaptation.after_step(state_.step + 1, factor, parts_.core.parameters, parts_.core.optimizer, ema)) {

@@ -23,7 +23,7 @@ class Ema {
   void update();
   // The same as part of the optimizer's own pass over memory, where it makes one: what to give AdamW::step(). Counts
   // the step; empty when no update is due or the averages lie on another device.
-  AdamW::Averages update_with(const AdamW& optimizer);
+  JoinedAverages update_with(const AdamW& optimizer);
   // The decay of the k-th update (k from 1): min(decay, 1 - (1 + t)^-3/4) with t = steps so far when warming up,
   // raised to update_every.
   double decay_at(std::int64_t update) const;

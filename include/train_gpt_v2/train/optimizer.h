@@ -23,6 +23,15 @@ struct ClipResult {
   bool clipped = false;
 };
 
+// Moving averages that an update brings up to date in its own pass (Ema::update_with): average += (1 - decay)
+// (parameter - average), one contiguous float array a tensor, on its device. `joined`: this pass counts as the averages'
+// step, even when `values` is empty because none was due.
+struct JoinedAverages {
+  std::vector<float*> values;
+  double decay = 1;
+  bool joined = false;
+};
+
 class AdamW {
  public:
   AdamW(ParameterSet& parameters, const OptimizerOptions& options);
@@ -32,17 +41,9 @@ class AdamW {
   // `in_place` the kernels leave the scaling to the step() that follows, which saves a pass over all gradients; who reads
   // them after this call (AdaLoRA's importance) asks for `in_place`.
   ClipResult unscale_and_clip(double grad_scale, double max_norm, bool per_group, bool in_place = true);
-  // Moving averages that the update brings up to date in the same pass (Ema::update_with): average += (1 - decay)
-  // (parameter - average), one contiguous float array a tensor, on its device. `joined`: this pass counts as the
-  // average's step, even when `values` is empty because none was due.
-  struct Averages {
-    std::vector<float*> values;
-    double decay = 1;
-    bool joined = false;
-  };
   bool one_pass() const { return kernels_ != nullptr; }
   // One update with each group's rate times `factor`. Averages only where one_pass().
-  void step(double factor, const Averages& averages = {});
+  void step(double factor, const JoinedAverages& averages = {});
 
   // {"state": {index: {step, exp_avg, exp_avg_sq}}, "param_groups": [...]} in the Python trainer's form: indices count
   // ParameterSet::all_names; the rates written are those of the step that follows (`next_factor`). Tensors are shared,
@@ -65,7 +66,7 @@ class AdamW {
   ParameterSet& parameters_;
   OptimizerOptions options_;
   std::vector<double> squares();
-  void step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate, const Averages& averages);
+  void step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate, const JoinedAverages& averages);
 
   std::vector<Moments> moments_;
   std::vector<double> pending_scale_;  // per group; what step() multiplies the gradients by

@@ -9,6 +9,7 @@
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/model/initialise.h"
+#include "train_gpt_v2/model/tensor_bridge.h"
 #include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/ema.h"
 #include "train_gpt_v2/train/grad_scaler.h"
@@ -216,6 +217,40 @@ TEST(Ema, StateRoundTripsAndShapesAreCompared) {
   wrong.set(parameters.tensors[0].name, Tensor::copy_of(DType::kFloat32, {3}, std::as_bytes(std::span(three))));
   EXPECT_THROW(fresh.load_state(wrong, 1, 1), Error);
   EXPECT_TRUE(identical(fresh.save_state(), ema.save_state()));  // nothing was copied before the error
+}
+
+TEST(Ema, JoinsTheOptimizersPass) {
+  const Options options = tiny_options();
+  struct Side {
+    std::shared_ptr<UnifiedVoice> model;
+    ParameterSet parameters;
+    AdamW optimizer;
+    Ema ema;
+    explicit Side(const Options& options)
+        : model(tiny_model(options)),
+          parameters(build_parameter_set(*model, options, 1)),
+          optimizer(parameters, options.optimizer),
+          ema(parameters, EmaOptions{true, 0.9, false, 2, "same"}) {}
+  } apart(options), joined(options);
+  for (int step = 0; step < 4; ++step) {
+    for (Side* side : {&apart, &joined}) {
+      const torch::NoGradGuard no_grad;
+      for (TrainableTensor& tensor : side->parameters.tensors) tensor.grad.copy_(tensor.value * (0.1 + step));
+    }
+    apart.optimizer.step(1.0);
+    apart.ema.update();
+    const JoinedAverages averages = joined.ema.update_with(joined.optimizer);
+    EXPECT_TRUE(averages.joined);
+    EXPECT_EQ(averages.values.empty(), step % 2 == 0);  // every second step
+    joined.optimizer.step(1.0, averages);
+  }
+  EXPECT_EQ(joined.ema.updates(), 2);
+  EXPECT_EQ(joined.ema.steps(), apart.ema.steps());
+  const Value here = joined.ema.save_state(), there = apart.ema.save_state();
+  for (const TrainableTensor& tensor : joined.parameters.tensors) {
+    const torch::Tensor a = tensor_to_torch(here.at(tensor.name).as_tensor()), b = tensor_to_torch(there.at(tensor.name).as_tensor());
+    EXPECT_TRUE(torch::allclose(a, b, 1e-6, 1e-8)) << tensor.name;
+  }
 }
 
 TEST(Groups, LayerDecayMatchesTheSpecification) {
