@@ -1,6 +1,7 @@
 #include "train_gpt_v2/app/commands.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 #include <memory>
 
@@ -264,26 +265,36 @@ void add_config_commands(CLI::App& app) {
   schema->callback([folder] { run_config_schema(*folder, std::cout); });
 
   auto yaml = std::make_shared<std::string>();
-  CLI::App* import = config->add_subcommand("import", "a config.yaml of the Python trainer as our JSON");
-  import->add_option("FILE", *yaml)->required();
-  import->callback([yaml] { run_config_import(*yaml, std::cout);
-});
+  CLI::App* converter = config->add_subcommand("import", "a config.yaml of the Python trainer as our JSON");
+  converter->add_option("FILE", *yaml)->required();
+  converter->callback([yaml] { run_config_import(*yaml, std::cout); });
 
-auto shell = std::make_shared<std::string>();
-CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
-completion->add_option("SHELL", *shell)->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
-completion->callback([shell, &app] {
-  std::vector<CommandWords> commands;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-    CommandWords words{command->get_name(), command->get_description(), {}};
-    for (const CLI::Option* option : command->get_options()) {
-      for (const std::string& name : option->get_lnames()) words.options.push_back("--" + name);
+  auto shell = std::make_shared<std::string>();
+  CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
+  completion->add_option("SHELL", *shell)->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
+  completion->callback([shell, &app] {
+    std::vector<CommandWords> commands;
+    for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+      CommandWords words{command->get_name(), command->get_description(), {}, {}};
+      const auto add_options = [&words](const CLI::App* one) {
+        for (const CLI::Option* option : one->get_options()) {
+          for (const std::string& name : option->get_lnames()) {
+            const std::string word = "--" + name;
+            const bool known = std::find(words.options.begin(), words.options.end(), word) != words.options.end();
+            if (!known) words.options.push_back(word);
+          }
+        }
+      };
+      add_options(command);
+      for (const CLI::App* inner : command->get_subcommands([](const CLI::App*) { return true; })) {
+        words.inner.push_back(inner->get_name());
+        add_options(inner);
+      }
+      commands.push_back(std::move(words));
     }
-    commands.push_back(std::move(words));
-  }
-  run_config_completion(*shell, commands, std::cout);
-});
-}  // namespace
+    run_config_completion(*shell, commands, std::cout);
+  });
+}
 
 void add_export(CLI::App& app) {
   struct Arguments : Common {
@@ -454,7 +465,7 @@ void add_explain(CLI::App& app) {
   command->callback([arguments] { std::cout << explain_text(arguments->code, arguments->json); });
 }
 
-}  // namespace train_gpt_v2
+}  // namespace
 
 void add_commands(CLI::App& app, ExitStatus& status) {
   add_train(app, status);

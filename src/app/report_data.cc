@@ -190,19 +190,53 @@ void read_marks(ReportRun& run) {
   }
 }
 
-// data_report.json: {"text lengths": [{"name": "1-32", "count": 120, "of": 1000}, ...], ...}
+double number_of(const Json& object, const char* field) {
+  const auto found = object.find(field);
+  return found != object.end() && found->is_number() ? found->get<double>() : NAN;
+}
+
+// The objects of a list, at most kMaxRows.
+std::vector<Json> objects_of(const Json& report, const char* field) {
+  std::vector<Json> objects;
+  const auto list = report.find(field);
+  if (list == report.end() || !list->is_array()) return objects;
+  for (const Json& one : *list) {
+    if (one.is_object() && objects.size() < kMaxRows) objects.push_back(one);
+  }
+  return objects;
+}
+
+void add_histogram(ReportRun& run, const Json& histogram) {
+  const auto limits = histogram.find("limits"), counts = histogram.find("counts");
+  if (limits == histogram.end() || counts == histogram.end() || !limits->is_array() || !counts->is_array()) return;
+  std::vector<CountRow> rows;
+  double total = 0;
+  for (std::size_t i = 0; i < std::min({limits->size(), counts->size(), kMaxRows}); ++i) {
+    if (!(*limits)[i].is_number() || !(*counts)[i].is_number()) return;
+    rows.push_back({concat("up to ", exact_number((*limits)[i].get<double>())), (*counts)[i].get<double>(), 0});
+    total += rows.back().count;
+  }
+  for (CountRow& row : rows) row.of = total;
+  if (run.counts.size() < 20) run.counts[string_of(histogram, "name", "lengths")] = std::move(rows);
+}
+
+// data_report.json is what the data doctor found before the run (DoctorReport::json).
 void read_counts(ReportRun& run) {
   const auto report = read_json(run, "data_report.json");
   if (!report) return;
-  for (const auto& [title, rows] : report->items()) {
-    if (!rows.is_array() || run.counts.size() >= 20) continue;
-    std::vector<CountRow>& table = run.counts[clean_text(title, 60)];
-    for (const Json& row : rows) {
-      if (!row.is_object() || !row.contains("count") || !row["count"].is_number() || table.size() >= kMaxRows) continue;
-      const bool has_total = row.contains("of") && row["of"].is_number();
-      table.push_back(
-          {string_of(row, "name", "?"), row["count"].get<double>(), has_total ? row["of"].get<double>() : 0});
+  for (const Json& histogram : objects_of(*report, "histograms")) add_histogram(run, histogram);
+  for (const Json& manifest : objects_of(*report, "manifests")) {
+    const auto path = manifest.find("path");
+    const std::string file = path != manifest.end() && path->is_string() ? file_name(path->get<std::string>()) : "?";
+    const std::string name = concat(string_of(manifest, "side", "data"), ": ", clean_text(file, 100));
+    if (const double pairs = number_of(manifest, "pairs"); pairs >= 0) run.counts["pairs"].push_back({name, pairs, 0});
+    if (const double share = number_of(manifest, "unk_share"); share >= 0) {
+      run.counts["unknown pieces, share of the ids looked at"].push_back({name, share, 1});
     }
+  }
+  for (const Json& finding : objects_of(*report, "findings")) {
+    run.counts["findings"].push_back({concat(string_of(finding, "severity", ""), ": ", string_of(finding, "check", "?")),
+                                      number_of(finding, "count"), 0});
   }
 }
 
