@@ -1,6 +1,7 @@
 #include "train_gpt_v2/app/commands.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 #include <memory>
 
@@ -305,10 +306,10 @@ void add_config_commands(CLI::App& app) {
   schema->callback([folder] { run_config_schema(*folder, std::cout); });
 
   auto yaml = std::make_shared<std::string>();
-  CLI::App* import = config->add_subcommand("import", "a config.yaml of the Python trainer as our JSON");
-  import->add_option("FILE", *yaml)->required();
-  import->footer("Example: train_gpt_v2 config import checkpoints/config.yaml > amharic.json");
-  import->callback([yaml] { run_config_import(*yaml, std::cout); });
+  CLI::App* converter = config->add_subcommand("import", "a config.yaml of the Python trainer as our JSON");
+  converter->add_option("FILE", *yaml)->required();
+  converter->footer("Example: train_gpt_v2 config import checkpoints/config.yaml > amharic.json");
+  converter->callback([yaml] { run_config_import(*yaml, std::cout); });
 
   auto shell = std::make_shared<std::string>();
   CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
@@ -317,9 +318,20 @@ void add_config_commands(CLI::App& app) {
   completion->callback([shell, &app] {
     std::vector<CommandWords> commands;
     for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
-      CommandWords words{command->get_name(), command->get_description(), {}};
-      for (const CLI::Option* option : command->get_options()) {
-        for (const std::string& name : option->get_lnames()) words.options.push_back("--" + name);
+      CommandWords words{command->get_name(), command->get_description(), {}, {}};
+      const auto add_options = [&words](const CLI::App* one) {
+        for (const CLI::Option* option : one->get_options()) {
+          for (const std::string& name : option->get_lnames()) {
+            const std::string word = "--" + name;
+            const bool known = std::find(words.options.begin(), words.options.end(), word) != words.options.end();
+            if (!known) words.options.push_back(word);
+          }
+        }
+      };
+      add_options(command);
+      for (const CLI::App* inner : command->get_subcommands([](const CLI::App*) { return true; })) {
+        words.inner.push_back(inner->get_name());
+        add_options(inner);
       }
       commands.push_back(std::move(words));
     }
@@ -504,7 +516,7 @@ void add_explain(CLI::App& app) {
   command->callback([arguments] { std::cout << explain_text(arguments->code, arguments->json); });
 }
 
-}  // namespace train_gpt_v2
+}  // namespace
 
 void add_commands(CLI::App& app, ExitStatus& status) {
   add_train(app, status);

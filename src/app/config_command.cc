@@ -102,7 +102,7 @@ std::string single_quoted(const std::string& text) {
 void complete_bash(const std::vector<CommandWords>& commands, const std::string& keys, std::ostream& out) {
   out << "# bash completion of train_gpt_v2: source this file\n"
          "_train_gpt_v2() {\n"
-         "  local word=\"${COMP_WORDS[COMP_CWORD]}\" before=\"${COMP_WORDS[COMP_CWORD-1]}\" options=\"\"\n"
+         "  local word=\"${COMP_WORDS[COMP_CWORD]}\" before=\"${COMP_WORDS[COMP_CWORD-1]}\" options=\"\" inner=\"\"\n"
          "  if [[ $before == --set ]]; then\n"
          "    compopt -o nospace\n"
          "    mapfile -t COMPREPLY < <(compgen -S = -W \""
@@ -118,11 +118,14 @@ void complete_bash(const std::vector<CommandWords>& commands, const std::string&
          "  fi\n"
          "  case \"${COMP_WORDS[1]}\" in\n";
   for (const CommandWords& command : commands) {
-    out << "    " << command.name << ") options=\"" << word_list(command.options) << "\" ;;\n";
+    out << "    " << command.name << ") options=\"" << word_list(command.options) << "\" inner=\""
+        << word_list(command.inner) << "\" ;;\n";
   }
   out << "  esac\n"
          "  if [[ $word == -* ]]; then\n"
          "    mapfile -t COMPREPLY < <(compgen -W \"$options\" -- \"$word\")\n"
+         "  elif [[ -n $inner && $COMP_CWORD -eq 2 ]]; then\n"
+         "    mapfile -t COMPREPLY < <(compgen -W \"$inner\" -- \"$word\")\n"
          "  else\n"
          "    mapfile -t COMPREPLY < <(compgen -f -- \"$word\")\n"
          "  fi\n"
@@ -133,7 +136,7 @@ void complete_bash(const std::vector<CommandWords>& commands, const std::string&
 void complete_zsh(const std::vector<CommandWords>& commands, const std::string& keys, std::ostream& out) {
   out << "#compdef train_gpt_v2\n"
          "_train_gpt_v2() {\n"
-         "  local -a commands keys options\n"
+         "  local -a commands keys options inner\n"
          "  commands=(\n";
   for (const CommandWords& command : commands) {
     out << "    " << single_quoted(command.name + ":" + command.doc) << "\n";
@@ -147,13 +150,17 @@ void complete_zsh(const std::vector<CommandWords>& commands, const std::string& 
          "  else\n"
          "    case $words[2] in\n";
   for (const CommandWords& command : commands) {
-    out << "      " << command.name << ") options=(" << word_list(command.options) << ") ;;\n";
+    out << "      " << command.name << ") options=(" << word_list(command.options) << ") inner=(" << word_list(command.inner)
+        << ") ;;\n";
   }
   out << "    esac\n"
-         "    if [[ $words[CURRENT] == -* ]]; then compadd -- $options; else _files; fi\n"
+         "    if [[ $words[CURRENT] == -* ]]; then compadd -- $options\n"
+         "    elif (( CURRENT == 3 && $#inner )); then compadd -- $inner\n"
+         "    else _files; fi\n"
          "  fi\n"
          "}\n"
-         "_train_gpt_v2 \"$@\"\n";
+         // Works as a file of $fpath and when it is sourced.
+         "if [[ $funcstack[1] == _train_gpt_v2 ]]; then _train_gpt_v2 \"$@\"; else compdef _train_gpt_v2 train_gpt_v2; fi\n";
 }
 
 void complete_fish(const std::vector<CommandWords>& commands, std::ostream& out) {
@@ -161,6 +168,11 @@ void complete_fish(const std::vector<CommandWords>& commands, std::ostream& out)
   for (const CommandWords& command : commands) {
     out << "complete -c train_gpt_v2 -n __fish_use_subcommand -a " << command.name << " -d "
         << single_quoted(command.doc) << "\n";
+    if (!command.inner.empty()) {
+      const std::string inner = word_list(command.inner);
+      out << "complete -c train_gpt_v2 -n '__fish_seen_subcommand_from " << command.name
+          << "; and not __fish_seen_subcommand_from " << inner << "' -f -a " << single_quoted(inner) << "\n";
+    }
     for (const std::string& option : command.options) {
       if (!starts_with(option, "--")) continue;
       out << "complete -c train_gpt_v2 -n '__fish_seen_subcommand_from " << command.name << "' -l " << option.substr(2)

@@ -190,40 +190,53 @@ void read_marks(ReportRun& run) {
   }
 }
 
-// data_report.json is the data doctor's report (data/doctor.h).
+double number_of(const Json& object, const char* field) {
+  const auto found = object.find(field);
+  return found != object.end() && found->is_number() ? found->get<double>() : NAN;
+}
+
+// The objects of a list, at most kMaxRows.
+std::vector<Json> objects_of(const Json& report, const char* field) {
+  std::vector<Json> objects;
+  const auto list = report.find(field);
+  if (list == report.end() || !list->is_array()) return objects;
+  for (const Json& one : *list) {
+    if (one.is_object() && objects.size() < kMaxRows) objects.push_back(one);
+  }
+  return objects;
+}
+
+void add_histogram(ReportRun& run, const Json& histogram) {
+  const auto limits = histogram.find("limits"), counts = histogram.find("counts");
+  if (limits == histogram.end() || counts == histogram.end() || !limits->is_array() || !counts->is_array()) return;
+  std::vector<CountRow> rows;
+  double total = 0;
+  for (std::size_t i = 0; i < std::min({limits->size(), counts->size(), kMaxRows}); ++i) {
+    if (!(*limits)[i].is_number() || !(*counts)[i].is_number()) return;
+    rows.push_back({concat("up to ", exact_number((*limits)[i].get<double>())), (*counts)[i].get<double>(), 0});
+    total += rows.back().count;
+  }
+  for (CountRow& row : rows) row.of = total;
+  if (run.counts.size() < 20) run.counts[string_of(histogram, "name", "lengths")] = std::move(rows);
+}
+
+// data_report.json is what the data doctor found before the run (DoctorReport::json).
 void read_counts(ReportRun& run) {
   const auto report = read_json(run, "data_report.json");
   if (!report) return;
-  const auto list = [](const Json& object, const char* key) {
-    const auto found = object.find(key);
-    return found != object.end() && found->is_array() ? *found : Json::array();
-  };
-  for (const Json& histogram : list(*report, "histograms")) {
-    if (!histogram.is_object() || run.counts.size() >= 20) continue;
-    const Json limits = list(histogram, "limits"), counts = list(histogram, "counts");
-    std::vector<CountRow>& table = run.counts["lengths: " + clean_text(string_of(histogram, "name", "?"), 60)];
-    double total = 0;
-    for (const Json& count : counts) total += count.is_number() ? count.get<double>() : 0;
-    for (std::size_t i = 0; i < std::min({limits.size(), counts.size(), kMaxRows}); ++i) {
-      if (!limits[i].is_number() || !counts[i].is_number()) continue;
-      table.push_back({"≤ " + limits[i].dump(), counts[i].get<double>(), total});
+  for (const Json& histogram : objects_of(*report, "histograms")) add_histogram(run, histogram);
+  for (const Json& manifest : objects_of(*report, "manifests")) {
+    const auto path = manifest.find("path");
+    const std::string file = path != manifest.end() && path->is_string() ? file_name(path->get<std::string>()) : "?";
+    const std::string name = concat(string_of(manifest, "side", "data"), ": ", clean_text(file, 100));
+    if (const double pairs = number_of(manifest, "pairs"); pairs >= 0) run.counts["pairs"].push_back({name, pairs, 0});
+    if (const double share = number_of(manifest, "unk_share"); share >= 0) {
+      run.counts["unknown pieces, share of the ids looked at"].push_back({name, share, 1});
     }
   }
-  for (const Json& finding : list(*report, "findings")) {
-    if (!finding.is_object() || !finding.contains("count") || !finding["count"].is_number()) continue;
-    std::vector<CountRow>& table = run.counts["findings"];
-    if (table.size() >= kMaxRows) break;
-    table.push_back({clean_text(concat(string_of(finding, "severity", "?"), ": ", string_of(finding, "summary", "?")), 200),
-                     finding["count"].get<double>(), 0});
-  }
-  for (const Json& manifest : list(*report, "manifests")) {
-    if (!manifest.is_object() || !manifest.contains("pairs") || !manifest["pairs"].is_number()) continue;
-    const std::string path = clean_text(string_of(manifest, "path", "?"), 200);
-    std::vector<CountRow>& pairs = run.counts["pairs per manifest"];
-    if (pairs.size() < kMaxRows) pairs.push_back({path, manifest["pairs"].get<double>(), 0});
-    const auto unknown = manifest.find("unk_share");
-    if (unknown == manifest.end() || !unknown->is_number() || pairs.size() >= kMaxRows) continue;
-    run.counts["<unk> among the text ids"].push_back({path, unknown->get<double>(), 1});
+  for (const Json& finding : objects_of(*report, "findings")) {
+    run.counts["findings"].push_back({concat(string_of(finding, "severity", ""), ": ", string_of(finding, "check", "?")),
+                                      number_of(finding, "count"), 0});
   }
 }
 

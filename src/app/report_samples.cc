@@ -87,6 +87,11 @@ void read_notes(const std::string& folder, SampleFolder& out, std::vector<std::s
   if (!is_plain_file(path)) return;
   try {
     out.notes = parse_listening_sheet(read_file(path, kMaxIndex));
+    for (SampleFolder::Sample& sample : out.samples) {  // what was said stands in the sheet alone
+      const auto note = std::find_if(out.notes.begin(), out.notes.end(),
+                                     [&sample](const ListeningNote& one) { return one.id == sample.id; });
+      if (sample.text.empty() && note != out.notes.end()) sample.text = clean_text(note->text);
+    }
   } catch (const Error& failure) {
     if (problems.size() < 40)
       problems.push_back(concat("samples/step_", out.step, ": ", clean_text(failure.message())));

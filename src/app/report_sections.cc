@@ -224,7 +224,17 @@ std::string sample_card(const SampleFolder::Sample& sample, const SampleFolder* 
   return out + "</figure>";
 }
 
-std::string listening_table(const SampleFolder& folder) {
+// What the listener said of the same sample at the baseline step; "" = nothing.
+std::string baseline_judgement(const SampleFolder* baseline, const std::string& id, std::size_t criterion) {
+  if (!baseline) return {};
+  for (const ListeningNote& note : baseline->notes) {
+    if (note.id == id) return note.judgements[criterion];
+  }
+  return {};
+}
+
+// `baseline` (may be null): its judgements stand beside this step's.
+std::string listening_table(const SampleFolder& folder, const SampleFolder* baseline) {
   if (folder.notes.empty()) return {};
   std::vector<std::string> heading{"sample", "text"};
   for (const ListeningCriterion& criterion : kListeningCriteria) {
@@ -234,8 +244,11 @@ std::string listening_table(const SampleFolder& folder) {
   std::vector<std::vector<std::string>> rows;
   for (const ListeningNote& note : folder.notes) {
     std::vector<std::string> row{html(note.id), html(note.text)};
-    for (const std::string& judgement : note.judgements) {
+    for (std::size_t i = 0; i < std::size(note.judgements); ++i) {
+      const std::string& judgement = note.judgements[i];
+      const std::string earlier = baseline_judgement(baseline, note.id, i);
       row.push_back(judgement.empty() ? "<span class=\"wait\">not listened to</span>" : html(judgement));
+      if (!earlier.empty()) row.back() += concat(" <span class=\"soft\">(baseline ", html(earlier), ")</span>");
     }
     row.push_back(html(note.comment, 1000));
     rows.push_back(std::move(row));
@@ -256,7 +269,7 @@ std::string folder_section(const SampleFolder& folder, const SampleFolder* basel
   return concat("<details", open ? " open" : "", "><summary>step ",
                 human_count(static_cast<std::uint64_t>(folder.step)), baseline == &folder ? " (baseline)" : "", ", ",
                 folder.samples.size(), " samples</summary><div class=\"samples\">", cards, "</div>",
-                listening_table(folder), "</details>");
+                listening_table(folder, baseline == &folder ? nullptr : baseline), "</details>");
 }
 
 // How the samples develop: one row per sampled step.

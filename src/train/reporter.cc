@@ -8,7 +8,9 @@
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/png.h"
 #include "train_gpt_v2/core/wav.h"
+#include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/memory.h"
+#include "train_gpt_v2/train/throughput.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -27,6 +29,7 @@ Reporter::Reporter(const std::string& run_directory, const Options& options, con
     : options_(options),
       parameters_(parameters),
       device_(device),
+      peak_flops_(peak_flops(describe_device(device), options.train.precision)),
       metrics_(path_join(run_directory, "metrics.jsonl"), step),
       progress_({progress_mode(options.logging.progress), goal_step < INT64_MAX ? goal_step : 0, step, 60, {}}) {
   if (!options.logging.tensorboard) return;
@@ -38,6 +41,18 @@ Reporter::~Reporter() = default;
 
 void Reporter::scalar(const std::string& tag, std::int64_t step, double value) {
   if (tensorboard_) tensorboard_->scalar(tag, step, value);
+}
+
+void Reporter::lengths(const Dataset& data, std::int64_t step) {
+  if (!tensorboard_) return;
+  std::vector<double> texts, codes;
+  for (std::uint32_t i = 0; i < data.epoch_size(); ++i) {
+    const SampleInfo info = data.info(i);
+    texts.push_back(static_cast<double>(info.text_length));
+    codes.push_back(static_cast<double>(info.code_length));
+  }
+  tensorboard_->histogram("data/text_length", step, texts);
+  tensorboard_->histogram("data/code_length", step, codes);
 }
 
 void Reporter::remember_step(const ClipResult& clip, double factor) {
@@ -72,14 +87,20 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   line["data_wait_share"] = ratio(meters.wait_seconds, meters.step_seconds);
   line["step_seconds"] = ratio(meters.step_seconds, steps);
   line["peak_memory_bytes"] = peak_memory_bytes(device_);
+  if (options_.peft.method.empty()) {  // with adapters most weight gradients are not computed
+    const double flops = ratio(training_flops(options_.model, {static_cast<double>(meters.positions), text_tokens, mel_tokens}),
+                               meters.step_seconds);
+    line["model_tflops"] = flops / 1e12;
+    if (peak_flops_) line["mfu"] = flops / *peak_flops_;
+  }
   line.update(more);
   metrics_.write(line);
   for (const auto& [key, value] : more.items()) {
     if (value.is_number()) scalar(concat("train/", key), state.step, value.get<double>());
   }
   for (const char* key :
-       {"loss", "text_loss", "mel_loss", "mel_top1", "grad_norm", "clipped_share", "skipped_steps", "tokens_per_second",
-        "padding_share", "data_wait_share", "step_seconds", "peak_memory_bytes"}) {
+       {"loss", "text_loss", "mel_loss", "mel_top1", "grad_norm", "clipped_share", "skipped_steps", "epoch", "tokens_per_second",
+        "padding_share", "data_wait_share", "step_seconds", "peak_memory_bytes", "model_tflops", "mfu"}) {
     if (line.contains(key)) scalar(concat("train/", key), state.step, line[key].get<double>());
   }
   for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {

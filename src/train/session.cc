@@ -537,6 +537,7 @@ ExitStatus Session::train() {
                      state_.cursor);
   CheckpointStore store(directory_, options_.checkpoint);
   Reporter reporter(directory_, options_, parameters_, request_.device, state_.step, goal_step_);
+  reporter.lengths(*train_, state_.step);
   PythonExtras extras;
   const auto describe = [](const Dataset& dataset) {
     std::vector<PythonExtras::Manifest> manifests;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "support/event_file.h"
 #include "support/fixture_run.h"
 #include "train_gpt_v2/app/model_source.h"
 #include "train_gpt_v2/core/text.h"
@@ -243,6 +244,46 @@ TEST(TrainingSamples, CasesOfAFileAreSpoken) {
   ASSERT_EQ(notes.size(), 1u);
   EXPECT_EQ(notes[0].category, "common phrase");
   EXPECT_TRUE(file_exists(folder.file("run/samples/step_4/greeting.npy")));
+}
+
+// A WAVE file of one channel, 16 bit, 8 kHz.
+std::string silence(std::size_t frames) {
+  const auto number = [](std::size_t value, int bytes) {
+    std::string out;
+    for (int i = 0; i < bytes; ++i) out += static_cast<char>(value >> (8 * i));
+    return out;
+  };
+  return "RIFF" + number(36 + 2 * frames, 4) + "WAVEfmt " + number(16, 4) + number(1, 2) + number(1, 2) + number(8000, 4) +
+         number(16000, 4) + number(2, 2) + number(16, 2) + "data" + number(2 * frames, 4) + std::string(2 * frames, '\0');
+}
+
+// One run with everything on: what TensorBoard gets to see.
+TEST(TrainingSamples, TheEventFileShowsCurvesLengthsPicturesSoundAndSettings) {
+  const TemporaryFolder folder;
+  const Vocoder mute = [](const VocoderInput&, const std::string& path) { write_file_atomically(path, silence(100)); };
+  const Options options = sampling_run({"logging.tensorboard=true", "validation.text_usage_gap=true"});
+  ASSERT_EQ(train(options, folder.file("run"), mute), ExitStatus::kOk);
+  std::map<int, std::set<std::string>> tags;  // field of Summary.Value -> tags
+  for (const std::string& name : list_directory(folder.file("run"))) {
+    if (!starts_with(name, "events.out.tfevents.")) continue;
+    for (const std::string& record : testing::records(folder.file("run/" + name))) {
+      const testing::Message event = testing::parse(record);
+      if (event.count(5) == 0) continue;
+      const testing::Message value = testing::value_of(event);
+      for (const int kind : {2, 4, 5, 6, 8}) {
+        if (value.count(kind) > 0) tags[kind].insert(testing::field(value, 1));
+      }
+    }
+  }
+  EXPECT_GE(tags[2].size(), 30u);
+  for (const char* tag : {"train/mel_loss", "train/model_tflops", "train/padding_share", "validation_ema/mel_top5",
+                          "validation_raw/text_usage_gap", "lr/default", "samples/length_ratio"}) {
+    EXPECT_EQ(tags[2].count(tag), 1u) << tag;
+  }
+  EXPECT_EQ(tags[4].size(), 2u);  // alignments
+  EXPECT_EQ(tags[5], (std::set<std::string>{"data/code_length", "data/text_length"}));
+  EXPECT_EQ(tags[6].size(), 2u);  // sounds
+  EXPECT_EQ(tags[8].count("config"), 1u);
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ void run_config_import(const std::string& yaml_file, std::ostream& out);
 struct CommandWords {
   std::string name;                  // "train"
   std::string doc;                   // one line
-  std::vector<std::string> options;  // "--resume", …
+  std::vector<std::string> options;  // "--resume", …; those of its own sub-commands included
+  std::vector<std::string> inner;    // its sub-commands: "show", …
 };
 
 // `config completion bash|zsh|fish`: a completion script for the shell; keys behind --set come from the option table.

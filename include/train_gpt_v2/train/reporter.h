@@ -26,6 +26,7 @@ class Reporter {
            std::int64_t step, std::int64_t goal_step);
   ~Reporter();
 
+  void lengths(const Dataset& data, std::int64_t step);        // histograms, once per process
   void remember_step(const ClipResult& clip, double factor);  // of the last optimiser step
   // One line with the terms of `more` at its end, then the sums start anew.
   void train_line(TrainState& state, const OrderedJson& more);
@@ -50,6 +51,7 @@ class Reporter {
   const Options& options_;
   const ParameterSet& parameters_;
   at::Device device_;
+  std::optional<double> peak_flops_;  // of the device, for the utilisation; unknown on a CPU
   MetricsLog metrics_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   Progress progress_;

@@ -139,8 +139,8 @@ TEST(ConfigImport, NotesStayComments) {
 }
 
 TEST(ConfigCompletion, EachShellGetsCommandsAndKeys) {
-  const std::vector<CommandWords> commands{{"train", "trains the user's model", {"--resume", "--output-dir"}},
-                                           {"eval", "losses", {"--checkpoint"}}};
+  const std::vector<CommandWords> commands{{"train", "trains the user's model", {"--resume", "--output-dir"}, {}},
+                                           {"eval", "losses", {"--checkpoint"}, {}}};
   for (const char* shell : {"bash", "zsh", "fish"}) {
     std::ostringstream out;
     run_config_completion(shell, commands, out);
@@ -156,7 +156,8 @@ TEST(ConfigCompletion, EachShellGetsCommandsAndKeys) {
 TEST(ConfigCompletion, BashCompletes) {
   const TemporaryFolder folder;
   std::ostringstream script;
-  run_config_completion("bash", {{"train", "t", {"--resume", "--output-dir"}}, {"eval", "e", {}}}, script);
+  const CommandWords train{"train", "t", {"--resume", "--output-dir"}, {}}, eval{"eval", "e", {}, {}};
+  run_config_completion("bash", {train, eval, {"config", "c", {"--json"}, {"show", "schema"}}}, script);
   const std::string file = folder.write("completion.bash", script.str());
   const auto completed = [&](const std::string& words, int index) {
     const std::string result = folder.file("result");
@@ -169,6 +170,8 @@ TEST(ConfigCompletion, BashCompletes) {
   EXPECT_EQ(completed("train_gpt_v2 tr", 1), "train");
   EXPECT_EQ(completed("train_gpt_v2 train --re", 2), "--resume");
   EXPECT_EQ(completed("train_gpt_v2 train --set train.ba", 3), "train.batch_size=");
+  EXPECT_EQ(completed("train_gpt_v2 config s", 2), "show schema");
+  EXPECT_EQ(completed("train_gpt_v2 config show --j", 3), "--json");
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/png.h"
 #include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/data/doctor.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -57,9 +58,14 @@ TEST(Report, AWholeRunShowsItsParts) {
   folder.write("run/samples/step_100/a__b.png", encode_png({2, 2, 3, std::vector<std::uint8_t>(12, 200)}));
   folder.write("run/samples/step_100/a__b.wav", "RIFF0000WAVEfmt and some samples");
   folder.write("run/samples/step_100/notes.json", R"({"samples":[{"id":"a__b","pronunciation":4,"comment":"clear"}]})");
-  folder.write("run/data_report.json", R"({"histograms":[{"name":"text ids, training","limits":[32,64],"counts":[25,75]}],
-          "findings":[{"severity":"warning","summary":"several clips have the same text","count":7}],
-          "manifests":[{"path":"train.jsonl","pairs":100,"unk_share":0.0125}]})");
+  folder.write("run/samples/step_200/samples.jsonl", R"({"id":"a__b","length":40,"stop":"limit"})"
+                                                     "\n");
+  folder.write("run/samples/step_200/notes.json", R"({"samples":[{"id":"a__b","text":"ደህና","pronunciation":5}]})");
+  DoctorReport data;
+  data.histograms.push_back({"text length", {16, 32}, {25, 75}, 3, 20, 30, 32});
+  data.manifests.push_back({"/corpus/train_pairs.jsonl", false, 1234, 600, 5, 1.5, 0.0275});
+  data.findings.push_back({"lonely_speaker", Severity::kWarning, "", "", 17, {}});
+  folder.write("run/data_report.json", data.json().dump());
 
   const std::string page = page_of({folder.file("run")}, folder.file("report.html"));
   for (const char* part : {"<b>200</b><span>steps of 200",
@@ -80,7 +86,14 @@ TEST(Report, AWholeRunShowsItsParts) {
                            "Listening sheet",
                            "not listened to",
                            "clear",
+                           "<p>ደህና</p>",
+                           "baseline, step 100:",
+                           "5 <span class=\"soft\">(baseline 4)</span>",
                            "25.00%",
+                           "up to 16",
+                           "training: train_pairs.jsonl",
+                           "2.75%",
+                           "warning: lonely_speaker",
                            "0.9 X",
                            "53–63 GB",
                            "not measured",
@@ -141,8 +154,9 @@ TEST(Report, HostileLinesAreCountedAndShownHarmless) {
   folder.write("run/config.effective.json",
                R"({"train":{"batch_size":"<script>"},"x":[1],"sampling":{"baseline_step":{}}})");
   folder.write("run/DONE", "not json either");
-  folder.write("run/data_report.json", R"({"histograms":[{"name":"<script>","limits":["<script>",1e308],"counts":[-1e308]},5,{"limits":7}],
-          "findings":[{"summary":"<script>","count":-1e308},{"count":"x"},5],"manifests":{"pairs":1}})");
+  folder.write("run/data_report.json", R"({"histograms":[{"name":"<script>","limits":[1],"counts":[-1e308]},{"limits":["x"],"counts":[1]},5,{"limits":7}],)"
+                                       R"("manifests":[{"path":"a/<script>","side":"<script>","pairs":3,"unk_share":1e308},[]],)"
+                                       R"("findings":[{"check":"<script>","count":"x"},{"count":{}}]})");
   const std::string page = page_of({folder.file("run")}, folder.file("report.html"));
   EXPECT_EQ(page.find("<script"), std::string::npos);
   EXPECT_EQ(page.find("<img src=x"), std::string::npos);
