@@ -232,6 +232,22 @@ TEST(TrainingSamples, CasesAreCheckedBeforeTheFirstStep) {
   EXPECT_FALSE(file_exists(folder.file("run/model_step4.pth")));
 }
 
+TEST(TrainingSamples, CasesWithFeaturesNeedTheConditioners) {
+  const TemporaryFolder folder;
+  const Json one{{"id", "voice"},
+                 {"text_ids", {5, 6, 7}},
+                 {"speaker_features_path", data_path("fixtures/data/features/spk000_000000.npy")}};
+  const std::string cases = "sampling.cases=" + folder.write("cases.jsonl", one.dump() + "\n");
+  ASSERT_EQ(train(sampling_run({cases, "train.max_steps=4"}), folder.file("whole")), ExitStatus::kOk);
+  EXPECT_TRUE(file_exists(folder.file("whole/samples/step_4/voice.npy")));
+  try {
+    train(sampling_run({cases, "init.from=" + data_path("fixtures/model/gpt_model_key.pth")}), folder.file("part"));
+    FAIL() << "conditioners that never were trained spoke";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), "CKP005");
+  }
+}
+
 TEST(TrainingSamples, CasesOfAFileAreSpoken) {
   const TemporaryFolder folder;
   const std::string pair =
@@ -253,8 +269,9 @@ std::string silence(std::size_t frames) {
     for (int i = 0; i < bytes; ++i) out += static_cast<char>(value >> (8 * i));
     return out;
   };
-  return "RIFF" + number(36 + 2 * frames, 4) + "WAVEfmt " + number(16, 4) + number(1, 2) + number(1, 2) + number(8000, 4) +
-         number(16000, 4) + number(2, 2) + number(16, 2) + "data" + number(2 * frames, 4) + std::string(2 * frames, '\0');
+  return "RIFF" + number(36 + 2 * frames, 4) + "WAVEfmt " + number(16, 4) + number(1, 2) + number(1, 2) +
+         number(8000, 4) + number(16000, 4) + number(2, 2) + number(16, 2) + "data" + number(2 * frames, 4) +
+         std::string(2 * frames, '\0');
 }
 
 // One run with everything on: what TensorBoard gets to see.
