@@ -77,8 +77,8 @@ inline std::vector<nlohmann::json> timeless(const std::string& directory) {
   std::vector<nlohmann::json> lines;
   for (const char* type : {"train", "validation"}) {
     for (auto line : metrics_of(directory, type)) {
-      for (const char* key :
-           {"time", "tokens_per_second", "data_wait_share", "step_seconds", "peak_memory_bytes", "seconds"}) {
+      for (const char* key : {"time", "tokens_per_second", "model_tflops", "mfu", "data_wait_share", "step_seconds",
+                              "peak_memory_bytes", "seconds"}) {
         line.erase(key);
       }
       lines.push_back(std::move(line));
