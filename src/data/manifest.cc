@@ -445,7 +445,7 @@ void PairIndex::refuse_duplicates(std::size_t first) const {
         .where(file(entries_[repeated.at]), line(entries_[repeated.at]))
         .detail(concat("id: ", id(entries_[repeated.at])))
         .detail(concat("first at line ", line(entries_[repeated.before])))
-        .fix(kUniqueIds);
+        .fix(std::string(kUniqueIds));
   }
 }
 

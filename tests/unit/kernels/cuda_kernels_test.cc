@@ -457,6 +457,14 @@ TEST_F(CudaKernels, NormOptimizerAndConversion) {
   EXPECT_THROW(cuda->sum_of_squares(&flagged, 1), std::invalid_argument);
 }
 
+TEST_F(CudaKernels, GoOnAfterTooLittleMemory) {
+  EXPECT_THROW(cuda->allocate(std::size_t{1} << 50), std::bad_alloc);
+  Twin in = matrix(3, 16, Num::kFloat, 1), bias = floats(16, 2), out = matrix(3, 16, Num::kFloat, 3);
+  cpu->bias_gelu({3, 16, in.here(), bias.here_floats(), out.here()});
+  cuda->bias_gelu({3, 16, in.there(), bias.there_floats(), out.there()});
+  out.expect_close(2e-6, 3e-6, "gelu");
+}
+
 TEST_F(CudaKernels, LargeUploadsArriveWhole) {
   const std::vector<float> values = random_floats(std::size_t{12} << 20, 5);  // 48 MiB, more than is page-locked
   const float* there = put(values);
