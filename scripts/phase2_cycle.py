@@ -183,6 +183,7 @@ class Cycle:
             "data": {"train_manifests": [manifest("second", "train")], "val_manifests": self.new, "replay": [],
                      "tokenizer": os.path.join(corpora["first"], "tokenizer", "demo.model"), "base_tokenizer": None, "num_workers": 2},
             "train": {"batch_size": demo["train"]["batch_size"], "grad_accumulation": 1},
+            "peft": {"lora_dropout": 0},  # as the demo's model: the fast engine, and "auto" for EWC
             "trainable": {"text_rows": None},
             "validation": {"max_batches": None},
             "optimizer": optimizer})
@@ -246,7 +247,8 @@ class Cycle:
         """C's; where "auto" cannot be (dropout in front of the adapters) or comes too late, the lower end of the plan's 1,000 to 10,000."""
         given = self.config["ewc"]["lambda"]
         late = (self.changes.get("train", {}).get("max_steps") or AUTO_LAMBDA_STEPS) < AUTO_LAMBDA_STEPS
-        return 1000 if given == "auto" and (late or self.config["peft"]["lora_dropout"] > 0) else given
+        dropout = self.changes.get("peft", {}).get("lora_dropout", self.config["peft"]["lora_dropout"])
+        return 1000 if given == "auto" and (late or dropout > 0) else given
 
     def evaluate(self, checkpoint, extra=()):
         """Losses on the new language and on each protected manifest."""
@@ -388,7 +390,8 @@ class Cycle:
                 PLAN["per_layer"] // 1000, PLAN["of"] // 1_000_000, PLAN["fewer"])
         rows = [["target", "verdict", "value", "limit"]]
         for name, one in self.result["targets"].items():
-            rows.append([name, one["verdict"]] + ["%.6g" % one[key] if not isinstance(one[key], bool) else str(one[key]) for key in ("value", "limit")])
+            shown = [str(one[key]) if isinstance(one[key], bool) else "%.6g" % one[key] for key in ("value", "limit")]
+            rows.append([name, one["verdict"]] + shown)
         return text + "\n" + columns(rows) + "\n\n" + self.result["verdict"] + ": " + self.path("phase2.json")
 
 
