@@ -18,9 +18,27 @@ namespace {
 
 constexpr std::uint64_t kSampleStream = 0x444F43ULL << 32;  // "DOC"
 constexpr std::size_t kChunk = 1024;                        // arrays looked at before findings are noted
+constexpr std::size_t kLineBlock = 1 << 20;                 // bytes
 constexpr std::size_t kBlock = 1000;                        // neighbouring records, where not all are looked at
 
 }  // namespace
+
+long LineNumbers::line(const PairEntry& entry) {
+  const std::string_view bytes = index_.manifest_bytes(entry.manifest());
+  const auto lines_in = [](std::string_view part) {
+    return static_cast<long>(std::count(part.begin(), part.end(), '\n'));
+  };
+  std::vector<long>& before = before_[entry.manifest()];
+  if (before.empty()) {
+    long lines = 0;
+    for (std::size_t begin = 0; begin <= bytes.size(); begin += kLineBlock) {
+      before.push_back(lines);
+      lines += lines_in(bytes.substr(begin, kLineBlock));
+    }
+  }
+  const std::size_t block = entry.offset() / kLineBlock;
+  return 1 + before[block] + lines_in(bytes.substr(block * kLineBlock, entry.offset() - block * kLineBlock));
+}
 
 bool longer_than_clip(std::int64_t codes, double duration, double per_second) {
   return duration > 0 && static_cast<double>(codes) > duration * per_second * 1.02 + 3;
@@ -37,7 +55,10 @@ Finding& Findings::entry(std::string_view check, Severity severity, std::string_
 }
 
 Corpus::Corpus(const Dataset& data, bool is_validation, std::size_t most_records)
-    : dataset(data), validation(is_validation), whole(most_records == 0 || data.size() <= most_records) {
+    : dataset(data),
+      validation(is_validation),
+      whole(most_records == 0 || data.size() <= most_records),
+      lines_(data.index()) {
   const std::size_t blocks = whole ? 1 : std::max<std::size_t>(most_records / kBlock, 1);
   const std::size_t length = whole ? data.size() : std::min(kBlock, most_records);
   for (std::size_t block = 0; block < blocks; ++block) {
@@ -51,7 +72,7 @@ Corpus::Corpus(const Dataset& data, bool is_validation, std::size_t most_records
 FindingPlace Corpus::place(std::uint32_t sample, std::string detail) const {
   const PairIndex& index = dataset.index();
   const PairEntry& entry = index[sample];
-  return {index.file(entry), index.line(entry), index.id(entry), std::move(detail)};
+  return {index.file(entry), lines_.line(entry), index.id(entry), std::move(detail)};
 }
 
 // How many words at the end of one text begin the next one; equal texts do not count.
@@ -88,7 +109,7 @@ void Corpus::scan(Findings& findings) {
     if (!new_pair) {
       findings.note("duplicate_pair", Severity::kWarning, "the same target with the same prompt twice",
                     "remove the doubles, or draw another prompt: such targets weigh more than others",
-                    [&] { return place(i, concat("as in ", dataset.place(twin->second))); });
+                    [&] { return place(i, concat("as in ", where(twin->second))); });
     }
     if (!record.prompt_id.empty() && record.prompt_id == target) {
       findings.note("self_prompt", Severity::kWarning, "the prompt is the target itself",
@@ -119,7 +140,7 @@ void Corpus::scan(Findings& findings) {
     if (!added) {
       findings.note(validation ? "duplicate_text_validation" : "duplicate_text", Severity::kInfo,
                     "several clips have the same text", "fine for read prompts; else remove the doubles",
-                    [&] { return place(i, concat("as in ", dataset.place(first->second))); });
+                    [&] { return place(i, concat("as in ", where(first->second))); });
     }
   }
   for (std::size_t m = 0; m < summaries.size(); ++m) {
@@ -303,9 +324,8 @@ void find_leakage(const Corpus& train, const Corpus& validation, Findings& findi
     if (other != train.clips.end() && other->second.sample != Clip::kNone) {
       findings.note(
           "leakage_utterance", Severity::kError, "validation clips that are also trained on",
-          "take them out of one side (check --repair DIR does): validation losses mean nothing otherwise", [&] {
-            return validation.place(clip.sample, concat("trained at ", train.dataset.place(other->second.sample)));
-          });
+          "take them out of one side (check --repair DIR does): validation losses mean nothing otherwise",
+          [&] { return validation.place(clip.sample, concat("trained at ", train.where(other->second.sample))); });
     } else if (other != train.clips.end()) {
       findings.note("leakage_prompt", Severity::kInfo, "validation clips that serve as prompts in training",
                     "harmless for the losses; keep them apart to judge new voices",
@@ -320,7 +340,7 @@ void find_leakage(const Corpus& train, const Corpus& validation, Findings& findi
     if (other == train.texts.end()) continue;
     findings.note("leakage_text", Severity::kWarning, "validation texts that also occur in training",
                   "remove them from one side if the text loss is to mean something",
-                  [&] { return validation.place(sample, concat("trained at ", train.dataset.place(other->second))); });
+                  [&] { return validation.place(sample, concat("trained at ", train.where(other->second))); });
   }
   if (shared.empty()) return;
   Finding& finding =
@@ -364,11 +384,15 @@ void examine_arrays(Corpus& corpus, const Tokenizer* tokenizer, const DoctorOpti
                     Findings& findings, DoctorReport& report) {
   doctor::ArrayExamination arrays(corpus, tokenizer, options, findings);
   const std::vector<std::uint32_t> samples = doctor::samples_to_read(corpus.dataset, options, sample);
-  for (std::size_t begin = 0; begin < samples.size(); begin += doctor::kChunk) {
-    arrays.read({samples.data() + begin, std::min(doctor::kChunk, samples.size() - begin)});
+  std::size_t read = 0;
+  while (read < samples.size() && !arrays.hopeless()) {
+    const std::size_t chunk = read == 0 ? doctor::ArrayExamination::kFirstChunk : doctor::kChunk;
+    const std::size_t count = std::min(chunk, samples.size() - read);
+    arrays.read({samples.data() + read, count});
+    read += count;
   }
   arrays.conclude();
-  report.arrays_read += samples.size();
+  report.arrays_read += read;
 }
 
 void conclude(const std::vector<std::unique_ptr<Corpus>>& corpora, Findings& findings, DoctorReport& report) {

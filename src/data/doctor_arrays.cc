@@ -123,7 +123,9 @@ void ArrayExamination::read(std::span<const std::uint32_t> samples) {
 }
 
 void ArrayExamination::note(const ArrayLook& look) {
+  ++looked_;
   if (look.error) {
+    ++failed_;
     std::vector<std::string> details = look.error->details();
     if (!details.empty()) details.erase(details.begin());  // the sample's id
     findings_.note(check_name(concat("array_", look.error->code())), Severity::kError, look.error->message(),
@@ -153,7 +155,7 @@ void ArrayExamination::note(const ArrayLook& look) {
   if (target(look.sample, one) == target(first->second, two)) return;
   findings_.note(check_name("duplicate_codes"), Severity::kWarning, "different clips with the same codes",
                  "the same recording twice: keep one of them",
-                 [&] { return place(look, concat("as ", dataset.place(first->second))); });
+                 [&] { return place(look, concat("as ", corpus_.where(first->second))); });
 }
 
 void ArrayExamination::note_text(const ArrayLook& look) {

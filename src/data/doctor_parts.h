@@ -10,6 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/doctor.h"
 
 namespace train_gpt_v2::doctor {
@@ -27,6 +28,18 @@ struct Findings {
     if (finding.places.size() < Finding::kPlaces) finding.places.push_back(place());
   }
   Finding& entry(std::string_view check, Severity severity, std::string_view summary, std::string_view fix);
+};
+
+// Line numbers of records without counting from the beginning of the file each time.
+class LineNumbers {
+ public:
+  explicit LineNumbers(const PairIndex& index) : index_(index), before_(index.manifests()) {}
+  long line(const PairEntry& entry);
+  std::string place(const PairEntry& entry) { return concat(index_.file(entry), ":", line(entry)); }
+
+ private:
+  const PairIndex& index_;
+  std::vector<std::vector<long>> before_;  // per manifest: lines before each block of bytes, filled when first asked
 };
 
 struct Clip {
@@ -50,6 +63,7 @@ struct Corpus {
   void find_strange_speeds(Findings& findings) const;
   void measure(double per_second, std::vector<LengthHistogram>& histograms);
   FindingPlace place(std::uint32_t sample, std::string detail) const;
+  std::string where(std::uint32_t sample) const { return lines_.place(dataset.index()[sample]); }  // "file:line"
 
   const Dataset& dataset;
   bool validation = false;
@@ -61,6 +75,7 @@ struct Corpus {
   std::vector<ManifestSummary> summaries;
 
  private:
+  mutable LineNumbers lines_;               // a cache
   std::uint64_t neighbours_ = 0;            // texts compared with the one before
   std::vector<std::uint32_t> overlapping_;  // samples whose text begins with the end of the one before
 };
@@ -93,6 +108,9 @@ class ArrayExamination {
  public:
   ArrayExamination(Corpus& corpus, const Tokenizer* tokenizer, const DoctorOptions& options, Findings& findings);
   void read(std::span<const std::uint32_t> samples);
+  // Not one of the first samples could be read: looking at more would tell nothing new.
+  bool hopeless() const { return looked_ >= kFirstChunk && failed_ == looked_; }
+  static constexpr std::size_t kFirstChunk = 64;
   void conclude();  // what only the sums tell; fills unknown_share of the summaries
 
  private:
@@ -108,7 +126,7 @@ class ArrayExamination {
   std::vector<std::uint64_t> ids_, unknown_;                   // per manifest
   std::unordered_map<std::string, std::uint64_t> uncovered_;   // characters without a piece
   std::unordered_map<std::uint64_t, std::uint32_t> contents_;  // hash of codes -> sample
-  std::uint64_t compared_ = 0, differing_ = 0;
+  std::uint64_t compared_ = 0, differing_ = 0, looked_ = 0, failed_ = 0;
 };
 
 }  // namespace train_gpt_v2::doctor

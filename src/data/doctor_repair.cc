@@ -130,6 +130,7 @@ class Repair {
     const std::vector<Verdict> verdicts = judge(dataset);
     std::vector<std::string> written;
     RecordParser parser;
+    doctor::LineNumbers lines(index);
     for (std::size_t manifest = 0, next = 0; manifest < index.manifests(); ++manifest) {
       written.push_back(
           path_join(options_.folder, concat(side, manifest, "_", file_name(index.manifest_path(manifest)))));
@@ -142,7 +143,7 @@ class Repair {
           continue;
         }
         ++report_.left_out;
-        note_left_out(left_out, index.file(entry), index.line(entry), index.id(entry), verdict.left_out_because);
+        note_left_out(left_out, index.file(entry), lines.line(entry), index.id(entry), verdict.left_out_because);
       }
       file.commit();
     }
