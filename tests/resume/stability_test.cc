@@ -59,9 +59,7 @@ class PoisonedRun {
     std::string order;
     for (int i = 0; i < 45; ++i) {
       if (left_out.contains(i)) continue;
-      const std::size_t at = static_cast<std::size_t>(i) * 2 % (ids_.size() - 1);
-      order +=
-          bad.contains(i) ? concat("[\"", poison, "\"]\n") : concat("[\"", ids_[at], "\",\"", ids_[at + 1], "\"]\n");
+      order += concat("[\"", bad.contains(i) ? poison : "good", "\"]\n");
     }
     const std::string path = folder_.write(concat("order", ++orders_, ".jsonl"), order);
     std::vector<std::string> all = {"data.train_manifests=[\"" + folder_.file("pairs.jsonl") + "::am\"]",
