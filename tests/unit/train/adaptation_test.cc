@@ -5,7 +5,9 @@
 
 #include <map>
 
+#include "support/test_files.h"
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/io/torch_file.h"
 #include "train_gpt_v2/model/initialise.h"
 #include "train_gpt_v2/model/tensor_bridge.h"
 
@@ -166,6 +168,37 @@ TEST(Adaptation, MomentsAndAveragesKeepTheIndicesOfTheirTensors) {
   }
   run.adaptation.adapters()->apply();
   ASSERT_FALSE(run.step(3));  // everything still fits together
+}
+
+TEST(Adaptation, GoingBackBehindAPruningBringsItsRanksBack) {
+  const testing::TemporaryFolder folder;
+  AdaptedRun run(adapted("dora_adalora"));
+  const auto save = [&](const std::string& name) {
+    Value ours = Value::dict(), root = Value::dict();
+    run.adaptation.save_state(ours, run.parameters);
+    root.set("train_gpt_v2", ours);
+    root.set("adapter", run.adaptation.adapters()->save_state());
+    root.set("optimizer", run.optimizer.save_state(1));
+    root.set("ema_state", run.ema.save_state());
+    write_torch_file(folder.file(name), root);
+  };
+  run.step(1);
+  save("before");
+  ASSERT_TRUE(run.step(2));
+  save("pruned");
+  {
+    const LoadedFile before = read_tensor_file(folder.file("before"));
+    run.adaptation.load_state(before.root, run.parameters);
+    run.optimizer.load_state(before.root.at("optimizer"), {}, /*missing_start_anew=*/false);
+    run.ema.load_state(before.root.at("ema_state"), 1, 1);
+  }
+  save("again");
+  EXPECT_TRUE(identical(read_tensor_file(folder.file("again")).root, read_tensor_file(folder.file("before")).root));
+  run.adaptation.adapters()->apply();
+  ASSERT_TRUE(run.step(2));
+  save("pruned again");
+  EXPECT_TRUE(
+      identical(read_tensor_file(folder.file("pruned again")).root, read_tensor_file(folder.file("pruned")).root));
 }
 
 TEST(Adaptation, SoftMasksReachTheAverage) {
