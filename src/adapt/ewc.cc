@@ -1,6 +1,7 @@
 #include "train_gpt_v2/adapt/ewc.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/nll_loss.h>
@@ -194,7 +195,12 @@ void Ewc::protect(const Fisher& fisher, Term term) {
   term.fisher =
       at::zeros_like(value, value.options().dtype(value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
   term.rows = value.dim() == 0 ? 1 : measured.size(0);
-  (more_rows ? term.fisher.narrow(0, 0, term.rows) : term.fisher).copy_(measured);
+  if (more_rows) {
+    // The last row measured is the base's spare one: no token, and opening a vocabulary moves it (model/vocabulary.h).
+    term.fisher.narrow(0, 0, term.rows - 1).copy_(measured.narrow(0, 0, term.rows - 1));
+  } else {
+    term.fisher.copy_(measured);
+  }
   term.checksum = fisher.weights.at(term.name);
   if (!term.anchor.defined()) term.anchor = value.clone();
   terms_.push_back(std::move(term));
@@ -203,6 +209,10 @@ void Ewc::protect(const Fisher& fisher, Term term) {
 void Ewc::check_anchors() const {
   for (const Term& term : terms_) {
     if (checksum_of(term.anchor, term.rows) == term.checksum) continue;
+    if (const std::int64_t last = term.anchor.size(0) - 1; last >= term.rows) {  // the spare row went to the end
+      const at::Tensor moved = at::cat({term.anchor.narrow(0, 0, term.rows - 1), term.anchor.narrow(0, last, 1)});
+      if (checksum_of(moved, term.rows) == term.checksum) continue;
+    }
     throw misfit(term.name, "it was measured on other weights than this run starts from")
         .fix("start from the weights the Fisher file was measured on, or measure it again");
   }

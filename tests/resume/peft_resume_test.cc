@@ -343,6 +343,20 @@ TEST(Ewc, AFisherFileOfOtherWeightsIsRefused) {
   EXPECT_NE(report.find("other weights"), std::string::npos) << report;
 }
 
+TEST(Ewc, ABaseWithFewerTokensProtectsTheRowsItHas) {
+  const TemporaryFolder folder;
+  const std::string base = testing::write_smaller_vocabulary(folder.file("base.pth"), 161);
+  const std::string fisher = testing::write_fixture_fisher(folder.file("fisher.pth"), 1, 1, base);
+  for (const char* rows : {"romanised_mean", "random"}) {  // the base's spare row moves to the end; it stays
+    const Options options = adapted_run(
+        {"peft.method=dora", "trainable.train=[\"wte\",\"lm_head\"]", concat("init.from=", base),
+         concat("init.new_rows=", rows), concat("data.base_tokenizer=", data_path("fixtures/tokenizer/base.model")),
+         "ewc.enabled=true", concat("ewc.fisher=", fisher), "ewc.lambda=1"});
+    ASSERT_EQ(train_here(options, folder.file(rows), "auto", 2), ExitStatus::kOk) << rows;
+    EXPECT_EQ(train_here(options, folder.file(rows), "auto", 3), ExitStatus::kOk) << rows;
+  }
+}
+
 TEST(Ewc, AnotherFisherFileCountsAsAnotherLoss) {
   const TemporaryFolder folder;
   const auto options = [&](const std::string& fisher) {

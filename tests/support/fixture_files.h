@@ -13,9 +13,10 @@
 namespace train_gpt_v2::testing {
 
 // Squares of the numbers 0.1, 0.2 … 0.9 in turn as Fisher information of every weight, times `factor` squared, said to
-// be measured at `weight_scale` times the fixtures' weights.
-inline std::string write_fixture_fisher(const std::string& path, double weight_scale, double factor = 1) {
-  const LoadedFile file = read_tensor_file(data_path("fixtures/model/gpt.pth"));
+// be measured at `weight_scale` times the weights of a file.
+inline std::string write_fixture_fisher(const std::string& path, double weight_scale, double factor = 1,
+                                        const std::string& weights = data_path("fixtures/model/gpt.pth")) {
+  const LoadedFile file = read_tensor_file(weights);
   std::vector<std::pair<std::string, at::Tensor>> parameters;
   for (const auto& [key, value] : file.root.entries()) {
     const std::string& name = key.as_string();
