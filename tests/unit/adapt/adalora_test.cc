@@ -349,7 +349,11 @@ TEST_F(Allocation, RefusesAStateOfOtherSettings) {
   RankAllocator other(changed, *fresh, 20);
   EXPECT_EQ(code_of([&] { other.load_state(state); }), "PFT002");
   RankAllocator longer(pruning(), *fresh, 30);
-  EXPECT_EQ(code_of([&] { longer.load_state(state); }), "PFT002");
+  EXPECT_EQ(code_of([&] { longer.load_state(state); }), "");  // the events are the same, whatever the run's length
+  changed = pruning();
+  changed.pruning_steps.back() += 1;
+  RankAllocator later(changed, *fresh, 20);
+  EXPECT_EQ(code_of([&] { later.load_state(state); }), "PFT002");
   RankAllocator right(pruning(), *fresh, 20);
   Value damaged = state;
   damaged.set("events_done", 7);
