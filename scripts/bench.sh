@@ -16,6 +16,9 @@ Measures one training step and what it is made of, the components, how cost grow
   --quick              small model and small data: minutes instead of an hour; no figures to publish
   --threads N          threads of both sides (default: all cores)
   --clock wall|cpu     cpu: processor time of the process, for machines that are not idle (default wall)
+  --device cpu|cuda    where our trainer runs in the step and in comparisons (the other one: as its command says)
+  --dim D, --layers L, --batch B   another model than 512, 12 and 4 samples
+  --peak TFLOPS        of the device, for the utilisation (default: against the fastest matrix product measured)
   --json FILE          where the JSON goes (default bench.json in the working directory)
   -h, --help           this text
 
@@ -33,10 +36,13 @@ while [ $# -gt 0 ]; do
   case "$1" in
     -h|--help) usage; exit 0 ;;
     --quick|--only-against) words+=("$1"); shift ;;
-    --against|--threads|--clock|--json)
+    --against|--threads|--clock|--device|--dim|--layers|--batch|--peak|--json)
       [ $# -gt 1 ] || wrong_use "$1 needs a value"
       case "$1" in
-        --threads) case "$2" in ''|0|*[!0-9]*) wrong_use "--threads takes a whole number above 0, not '$2'" ;; esac ;;
+        --threads|--dim|--layers|--batch)
+          case "$2" in ''|0*|*[!0-9]*) wrong_use "$1 takes a whole number above 0, not '$2'" ;; esac ;;
+        --device) [ "$2" = cpu ] || [ "$2" = cuda ] || wrong_use "--device is cpu or cuda, not '$2'" ;;
+        --peak) case "$2" in ''|.|*[!0-9.]*|*.*.*) wrong_use "--peak takes a number, not '$2'" ;; esac ;;
         --clock) [ "$2" = wall ] || [ "$2" = cpu ] || wrong_use "--clock is wall or cpu, not '$2'" ;;
         --against) [ -n "$2" ] || wrong_use "--against needs a command" ;;
       esac

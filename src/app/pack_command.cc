@@ -15,7 +15,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string dump(const Json& document) { return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n"; }
+std::string dump(const Json& document) {
+  return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
 
 Json report_json(const std::string& folder, const PackReport& report) {
   return {{"set", folder},
@@ -28,7 +30,8 @@ Json report_json(const std::string& folder, const PackReport& report) {
 }
 
 std::string rounding_note(const std::string& type) {
-  return type.empty() ? "values as in the source" : concat("values rounded to ", type, ": other data than the manifests");
+  return type.empty() ? "values as in the source"
+                      : concat("values rounded to ", type, ": other data than the manifests");
 }
 
 }  // namespace
@@ -45,15 +48,19 @@ void add_pack_command(CLI::App& app) {
       ->required()
       ->allow_extra_args(false);
   command->add_option("--output", request.output, "folder to make: new or empty")->required();
-  command->add_option("--dtype", request.dtype, "of conditions, emotion vectors, features: fp32, fp16 or bf16 (default: as stored)")
+  command
+      ->add_option("--dtype", request.dtype,
+                   "of conditions, emotion vectors, features: fp32, fp16 or bf16 (default: as stored)")
       ->check(CLI::IsMember({"fp32", "fp16", "bf16"}));
-  command->add_option("--conditioning", request.conditioning,
-                      "auto: condition and emotion vector, else features; online: features; both: all that records name")
+  command
+      ->add_option("--conditioning", request.conditioning,
+                   "auto: condition and emotion vector, else features; online: features; both: all that records name")
       ->check(CLI::IsMember({"auto", "online", "both"}))
       ->capture_default_str();
   command->add_flag("--json", arguments->json, "one JSON document on stdout, nothing else");
-  command->footer("Example: train_gpt_v2 pack --manifest train_pairs.jsonl::am --output packed/train\n"
-                  "The folder then stands wherever a manifest may: \"train_manifests\": [\"packed/train\"].");
+  command->footer(
+      "Example: train_gpt_v2 pack --manifest train_pairs.jsonl::am --output packed/train\n"
+      "The folder then stands wherever a manifest may: \"train_manifests\": [\"packed/train\"].");
   command->callback([arguments] {
     PackRequest& asked = arguments->request;
     for (std::string& manifest : asked.manifests) manifest = absolute_path(manifest);
@@ -92,9 +99,9 @@ void run_inspect_packed(const std::string& folder, bool verify, bool json, std::
     out << dump(document);
     return;
   }
-  out << folder << ": packed set, " << human_bytes(set->bytes()) << ", " << human_count(set->pairs().size()) << " pairs, "
-      << human_count(set->arrays().size()) << " arrays, " << human_count(set->speakers().size()) << " speakers; "
-      << rounding_note(set->rounded_to()) << "\n";
+  out << folder << ": packed set, " << human_bytes(set->bytes()) << ", " << human_count(set->pairs().size())
+      << " pairs, " << human_count(set->arrays().size()) << " arrays, " << human_count(set->speakers().size())
+      << " speakers; " << rounding_note(set->rounded_to()) << "\n";
   for (const PackedSet::Manifest& manifest : set->manifests()) {
     out << "  " << manifest.source << (manifest.language.empty() ? "" : concat("::", manifest.language)) << ": "
         << human_count(manifest.pairs) << " pairs\n";

@@ -363,10 +363,11 @@ bool PairIndex::serves(const PackedSet& set, std::size_t number, RecordProblem& 
     return true;
   };
   using Needs = Settings::Needs;
-  if (settings_.needs == Needs::kCondition) {
-    constexpr std::string_view kFix = "set model.conditioning to \"online\", or pack again from records that name it";
-    return !lacks(ArrayRole::kCondition, "prompt_condition_path", "condition", kFix) &&
-           !lacks(ArrayRole::kEmoVec, "prompt_emo_vec_path", "emotion vector", kFix);
+  constexpr std::string_view kName = "set model.conditioning to \"online\", or pack again from records that name it";
+  if (settings_.needs == Needs::kCondition &&
+      (lacks(ArrayRole::kCondition, "prompt_condition_path", "condition", kName) ||
+       lacks(ArrayRole::kEmoVec, "prompt_emo_vec_path", "emotion vector", kName))) {
+    return false;
   }
   if (settings_.needs == Needs::kFeatures &&
       lacks(ArrayRole::kFeatures, "prompt_features_path", "features", "pack again with --conditioning online")) {

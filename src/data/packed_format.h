@@ -40,7 +40,9 @@ inline constexpr std::size_t kCrcPiece = std::size_t{4} << 20;
 std::uint32_t tables_checksum(std::string_view bytes);  // on all cores
 std::uint32_t header_checksum(PackedHeader header);
 
-inline std::string packed_index(const std::string& folder) { return folder + "/index.bin"; }
+inline std::string packed_index(const std::string& folder) {
+  return folder + "/index.bin";
+}
 inline std::string packed_manifest(const std::string& folder, std::uint64_t k) {
   return folder + "/manifest_" + std::to_string(k) + ".jsonl";
 }

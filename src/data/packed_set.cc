@@ -94,10 +94,12 @@ void PackedSet::read_header() {
   PackedHeader header;
   if (bytes.size() < sizeof header) damaged(path, "the index is shorter than its header");
   std::memcpy(&header, bytes.data(), sizeof header);
-  if (std::string_view(header.magic, sizeof header.magic) != kPackedMagic) damaged(path, "this is no index of a packed set");
+  if (std::string_view(header.magic, sizeof header.magic) != kPackedMagic)
+    damaged(path, "this is no index of a packed set");
   if (header_checksum(header) != header.header_crc) damaged(path, "the header's checksum is wrong");
   if (header.version > kPackedVersion) {
-    throw Error("DAT031", concat("the packed set has format ", header.version, "; this program reads up to ", kPackedVersion))
+    throw Error("DAT031",
+                concat("the packed set has format ", header.version, "; this program reads up to ", kPackedVersion))
         .where(path)
         .fix("update train_gpt_v2, or pack the manifests again");
   }
@@ -139,7 +141,8 @@ void PackedSet::read_header() {
     files_.push_back(std::make_unique<MappedFile>(packed_arrays(folder_, k)));
     mark_lost_pages(*files_.back());
     if (files_.back()->bytes().size() != size) {
-      damaged(files_.back()->path(), concat("the file has ", files_.back()->bytes().size(), " bytes instead of ", size));
+      damaged(files_.back()->path(),
+              concat("the file has ", files_.back()->bytes().size(), " bytes instead of ", size));
     }
   }
   for (std::uint64_t k = 0; k < header.speakers; ++k) speakers_.emplace_back(lines.next());
@@ -176,11 +179,13 @@ void PackedSet::check_pairs() {
   const std::size_t manifests = manifests_.size();
   std::vector<std::uint64_t>& first = first_pair_;
   first.push_back(0);
-  for (const Manifest& manifest : manifests_) first.push_back(first.back() + std::min<std::uint64_t>(manifest.pairs, UINT32_MAX));
+  for (const Manifest& manifest : manifests_)
+    first.push_back(first.back() + std::min<std::uint64_t>(manifest.pairs, UINT32_MAX));
   if (first.back() != pairs_.size()) damaged(index_->path(), "the manifests' counts do not add up to the pairs");
   for (std::size_t m = 0; m < manifests; ++m) {
     if (file_size(manifests_[m].path) != manifests_[m].bytes) {
-      damaged(manifests_[m].path, concat("the file does not have the ", manifests_[m].bytes, " bytes it was packed with"));
+      damaged(manifests_[m].path,
+              concat("the file does not have the ", manifests_[m].bytes, " bytes it was packed with"));
     }
     const std::size_t begin = first[m], count = first[m + 1] - begin;
     in_parallel(count, 65536, [&](std::size_t, std::size_t from, std::size_t to) {
@@ -209,14 +214,16 @@ std::uint64_t PackedSet::bytes() const {
 const PackedPair& PackedSet::find(std::uint32_t manifest, std::uint64_t offset) const {
   const auto begin = pairs_.begin() + static_cast<std::ptrdiff_t>(first_pair_[manifest]);
   const auto end = pairs_.begin() + static_cast<std::ptrdiff_t>(first_pair_[manifest + 1]);
-  const auto found = std::partition_point(begin, end, [&](const PackedPair& pair) { return pair.entry.offset() < offset; });
+  const auto found =
+      std::partition_point(begin, end, [&](const PackedPair& pair) { return pair.entry.offset() < offset; });
   TGV2_CHECK(found != end && found->entry.offset() == offset);
   return *found;
 }
 
 void PackedSet::check_record(const PackedPair& pair, std::string_view line) const {
   if (line.size() == pair.line_bytes && crc32(as_bytes(line)) == pair.line_crc) return;
-  damaged(manifests_[pair.entry.manifest()].path, concat("the record at byte ", pair.entry.offset(), " is not the one that was packed"));
+  damaged(manifests_[pair.entry.manifest()].path,
+          concat("the record at byte ", pair.entry.offset(), " is not the one that was packed"));
 }
 
 const PackedArray& PackedSet::row(const PackedPair& pair, ArrayRole role) const {
@@ -233,11 +240,18 @@ std::span<const std::byte> PackedSet::checked_bytes(std::size_t number) const {
   const PackedArray& array = arrays_[number];
   const MappedFile& file = *files_[array.file];
   const auto bytes = file.bytes().subspan(array.offset, array_bytes(array));
+  // A cut within the last page loses no page: what lay behind it would read as zeros.
+  if (file_size(file.path()) < file.bytes().size()) {
+    throw Error("IO008", "the file was cut short while it was in use")
+        .where(file.path())
+        .fix("restore the file, then run the same command again; replace files by renaming a new one over them");
+  }
   if (verified_[number].load(std::memory_order_relaxed) == 0) {
     const bool whole = crc32(bytes) == array.crc;
     check_lost_pages(file);
     if (!whole) {
-      damaged(file.path(), concat("the checksum of array ", number, " (", bytes.size(), " bytes at ", array.offset, ") is wrong"));
+      damaged(file.path(),
+              concat("the checksum of array ", number, " (", bytes.size(), " bytes at ", array.offset, ") is wrong"));
     }
     verified_[number].store(1, std::memory_order_relaxed);
   }
@@ -282,7 +296,8 @@ void PackedSet::verify() const {
     for (std::uint64_t i = first_pair_[m]; i < first_pair_[m + 1]; ++i) {
       check_record(pairs_[i], bytes.substr(pairs_[i].entry.offset(), pairs_[i].line_bytes));
     }
-    if (content_hash(bytes) != manifests_[m].content_hash) damaged(file.path(), "the manifest is not the one that was packed");
+    if (content_hash(bytes) != manifests_[m].content_hash)
+      damaged(file.path(), "the manifest is not the one that was packed");
   }
 }
 

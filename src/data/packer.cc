@@ -28,12 +28,18 @@ struct RoleRule {
 };
 RoleRule rule_of(ArrayRole role) {
   switch (role) {
-    case ArrayRole::kCondition: return {"the condition", 2, true};
-    case ArrayRole::kEmoVec: return {"the emotion vector", 1, true};
-    case ArrayRole::kTextIds: return {"text ids", 1, false};
-    case ArrayRole::kCodes: return {"codes", 1, false};
-    case ArrayRole::kFeatures: return {"the prompt's features", 2, true};
-    case ArrayRole::kEmoFeatures: return {"the emotion features", 2, true};
+    case ArrayRole::kCondition:
+      return {"the condition", 2, true};
+    case ArrayRole::kEmoVec:
+      return {"the emotion vector", 1, true};
+    case ArrayRole::kTextIds:
+      return {"text ids", 1, false};
+    case ArrayRole::kCodes:
+      return {"codes", 1, false};
+    case ArrayRole::kFeatures:
+      return {"the prompt's features", 2, true};
+    case ArrayRole::kEmoFeatures:
+      return {"the emotion features", 2, true};
   }
   return {};
 }
@@ -43,7 +49,8 @@ std::uint16_t to_half(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7FFFFFFFU;
   if (magnitude < 0x38800000U) {  // below the smallest normal half: count in units of 2^-24
-    return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p24F)));
+    return static_cast<std::uint16_t>(
+        sign | static_cast<std::uint32_t>(std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p24F)));
   }
   const std::uint32_t rounded = magnitude + 0xFFFU + (magnitude >> 13 & 1U);
   if (rounded >= 0x47800000U) return static_cast<std::uint16_t>(sign | 0x7C00U);
@@ -61,7 +68,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 class Packer {
  public:
-  explicit Packer(const PackRequest& request) : request_(request), folder_(absolute_path(request.output)), index_(settings()) {
+  explicit Packer(const PackRequest& request)
+      : request_(request), folder_(absolute_path(request.output)), index_(settings()) {
     if (request.dtype == "fp32") stored_ = DType::kFloat32;
     if (request.dtype == "fp16") stored_ = DType::kFloat16;
     if (request.dtype == "bf16") stored_ = DType::kBFloat16;
@@ -70,7 +78,9 @@ class Packer {
   PackReport run() {
     for (const std::string& manifest : request_.manifests) index_.add(manifest);
     if (index_.size() == 0) {
-      throw Error("DAT008", "there is no pair to pack").where(join(request_.manifests, ", ")).fix("name manifests that hold pairs");
+      throw Error("DAT008", "there is no pair to pack")
+          .where(join(request_.manifests, ", "))
+          .fix("name manifests that hold pairs");
     }
     prepare_folder();
     pairs_.reserve(index_.size());
@@ -98,7 +108,8 @@ class Packer {
       const bool ours = (starts_with(name, "manifest_") && name.find(".jsonl") != std::string::npos) ||
                         (starts_with(name, "arrays_") && name.find(".bin") != std::string::npos);
       if (!ours) {
-        throw Error("IO003", name == "index.bin" ? "the folder already holds a packed set" : "the folder holds other files")
+        throw Error("IO003",
+                    name == "index.bin" ? "the folder already holds a packed set" : "the folder holds other files")
             .where(path_join(folder_, name))
             .fix("name a folder that is new or empty");
       }
@@ -112,7 +123,7 @@ class Packer {
     pair.entry.speaker = speakers_.number(index_.speakers()[entry.speaker]);
     const std::uint64_t language = languages_.number(index_.languages()[entry.language()]);
     pair.entry.place = entry.offset() | std::uint64_t{entry.manifest()} << 40 | language << 56;
-    pair.language_source = !record.stated_language().empty()                       ? LanguageSource::kRecord
+    pair.language_source = !record.stated_language().empty()                     ? LanguageSource::kRecord
                            : !index_.manifest_language(entry.manifest()).empty() ? LanguageSource::kSuffix
                                                                                  : LanguageSource::kScript;
     const std::string_view all = index_.manifest_bytes(entry.manifest());
@@ -144,7 +155,8 @@ class Packer {
     const bool features = role == ArrayRole::kFeatures || role == ArrayRole::kEmoFeatures;
     if (!features && role != ArrayRole::kCondition && role != ArrayRole::kEmoVec) return true;
     if (request_.conditioning == "both") return true;
-    const bool online = request_.conditioning == "online" || record.prompt_condition_path.empty() || record.emo_vec_path().empty();
+    const bool online =
+        request_.conditioning == "online" || record.prompt_condition_path.empty() || record.emo_vec_path().empty();
     return features == online;
   }
 
@@ -254,8 +266,8 @@ class Packer {
     std::string names;
     for (std::size_t m = 0; m < index_.manifests(); ++m) {
       const std::string_view bytes = index_.manifest_bytes(m);
-      names += concat(content_hash(bytes), "\n", bytes.size(), "\n", manifest_pairs_[m], "\n", index_.manifest_language(m),
-                      "\n", shown_value(file_name(index_.manifest_path(m))), "\n");
+      names += concat(content_hash(bytes), "\n", bytes.size(), "\n", manifest_pairs_[m], "\n",
+                      index_.manifest_language(m), "\n", shown_value(file_name(index_.manifest_path(m))), "\n");
     }
     for (const std::uint64_t bytes : file_bytes_) names += concat(bytes, "\n");
     for (const std::string& name : speakers_.names()) names += name + "\n";
@@ -304,6 +316,8 @@ class Packer {
 
 }  // namespace
 
-PackReport pack_manifests(const PackRequest& request) { return Packer(request).run(); }
+PackReport pack_manifests(const PackRequest& request) {
+  return Packer(request).run();
+}
 
 }  // namespace train_gpt_v2

@@ -17,12 +17,12 @@ struct Settings {
   bool processor = false;  // processor time of the process instead of wall time
   int threads = 1;
   std::int64_t dim = 512, layers = 12, batch = 4;
-  std::string folder;  // for data; the caller removes it
+  std::string device = "cpu";  // of the step
+  std::string folder;          // for data; the caller removes it
 };
 
 double now(const Settings& settings);
 std::uint64_t resident_bytes();
-std::uint64_t peak_resident_bytes();
 
 // {"group": ..., "name": ..., "value": ..., "unit": ..., "limit": ...}; a limit is what the specification allows.
 void emit(const std::string& group, const std::string& name, double value, const std::string& unit,
@@ -41,7 +41,7 @@ struct Lengths {
 };
 std::vector<Lengths> draw_lengths(std::size_t count, std::uint64_t seed);
 
-// A batch of samples of these lengths; ids follow a skewed distribution, so that a few steps lower the loss.
+// A batch of samples of these lengths; ids come from every fourth row, so that a few steps lower the loss.
 Batch make_batch(const ModelOptions& model, const std::vector<Lengths>& lengths, std::uint64_t seed);
 
 // manifest.jsonl with arrays, order.jsonl (micro-batches of `batch`), equal_text.jsonl (micro-batches of equal text

@@ -5,7 +5,8 @@ Standard library only. The other trainer's command is completed with
   --model FILE --manifest FILE --order FILE --metrics FILE --init FILE --threads N --steps N --grad-accumulation 1
   --learning-rate X --warmup-steps N --total-steps N --weight-decay X --grad-clip X --dropout P
 and must write one JSON object per step to --metrics: {"step","text_loss","mel_loss","grad_norm","text_tokens",
-"mel_tokens","seconds"}. Losses are compared before times; where they differ no time is reported.
+"mel_tokens","seconds"}; "grad_norm_fp64", where it is there, is compared instead of "grad_norm" (torch's fp32 sum is
+several 1e-5 low on large tables). Losses are compared before times; where they differ no time is reported.
 """
 import argparse
 import json
@@ -116,7 +117,7 @@ class Comparison:
         if not os.path.isdir(folder):
             os.makedirs(folder)
             run_program([self.options.bench_train, "corpus", "--folder", folder, "--dim", str(dim), "--layers", str(layers),
-                         "--batch", str(self.options.batch)], "bench_train corpus", self.log)
+                         "--batch", str(self.options.batch), "--pairs", str(100 * self.options.batch)], "bench_train corpus", self.log)
         return folder
 
     def ours(self, corpus, order, steps, dropout, layout, precision):
@@ -162,6 +163,8 @@ class Comparison:
         theirs = self.theirs(command, corpus, order, steps, 0.0)
         if len(ours) < steps or len(theirs) < steps:
             raise Failed(f"{what}: {len(ours)} and {len(theirs)} steps instead of {steps}")
+        for step in theirs:
+            step["grad_norm"] = step.get("grad_norm_fp64", step["grad_norm"])
         worst = {key: max(abs(a[key] - b[key]) / abs(b[key]) for a, b in zip(ours, theirs)) for key in ("text_loss", "mel_loss", "grad_norm")}
         fall = min(run[0]["mel_loss"] - run[-1]["mel_loss"] for run in (ours, theirs))
         good = worst["text_loss"] <= LOSS_TOLERANCE and worst["mel_loss"] <= LOSS_TOLERANCE and worst["grad_norm"] <= NORM_TOLERANCE
@@ -214,7 +217,7 @@ class Comparison:
 
     def run(self, command):
         o = self.options
-        corpus = self.corpus(o.parity_dim, o.parity_layers)
+        corpus = self.corpus(o.dim, o.layers)
         say(f"losses against: {command}")
         good = self.compare_losses(command, "padded, mixed lengths", corpus, "order.jsonl", "padded")
         good &= self.compare_losses(command, "packed, equal text lengths", corpus, "equal_text.jsonl", "packed")
@@ -222,7 +225,7 @@ class Comparison:
             say("the losses differ: no times")
             return
         say(f"times against: {command}")
-        self.compare_times(command, self.corpus(o.dim, o.layers))
+        self.compare_times(command, corpus)
 
 
 def kernel_rows(options, log):
@@ -233,8 +236,23 @@ def kernel_rows(options, log):
 
 def inner_rows(part, options, folder, log):
     words = [options.bench_train, part, "--folder", folder, "--threads", str(options.threads), "--clock", options.clock, "--dim",
-             str(options.dim), "--layers", str(options.layers), "--batch", str(options.batch)]
+             str(options.dim), "--layers", str(options.layers), "--batch", str(options.batch), "--device", options.device]
     return json_lines(run_program(words + (["--quick"] if options.quick else []), f"bench_train {part}", log))
+
+
+def utilisation_rows(rows, peak):
+    """Model operations of the step against what the machine can do: --peak, else the fastest product measured here."""
+    result = []
+    for row in rows:
+        if row["name"] != "model operations per second":
+            continue
+        precision = row["group"].split()[1].rstrip(",")
+        fastest = max((r["rate"] for r in rows if r["name"].startswith(f"gemm {precision}")), default=0)
+        best = 1000 * peak if peak else fastest
+        if best:
+            what = f"of {peak:g} TFLOP/s" if peak else "of the fastest matrix product measured"
+            result.append({"group": row["group"], "name": f"utilisation, {what}", "value": row["value"] / best, "unit": "share"})
+    return result
 
 
 def number(value):
@@ -245,7 +263,8 @@ def number(value):
 
 def print_table(rows):
     group = None
-    for row in rows:
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    for row in sorted(rows, key=lambda one: groups.index(one["group"])):
         if row["group"] != group:
             group = row["group"]
             print(f"\n{group}")
@@ -284,10 +303,15 @@ def main():
     a.add_argument("--json", required=True, dest="json_file")
     a.add_argument("--threads", type=int, default=os.cpu_count())
     a.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    a.add_argument("--device", default="cpu")
+    a.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    a.add_argument("--dim", type=int)
+    a.add_argument("--layers", type=int)
+    a.add_argument("--batch", type=int)
+    a.add_argument("--peak", type=float, help="TFLOP/s of the device, for the utilisation")
     o = a.parse_args()
-    o.dim, o.layers, o.batch = (128, 4, 4) if o.quick else (512, 12, 4)
-    o.parity_dim, o.parity_layers, o.parity_steps = o.dim, o.layers, 20
+    size = (128, 4, 4) if o.quick else (512, 12, 4)
+    o.dim, o.layers, o.batch = (given or usual for given, usual in zip((o.dim, o.layers, o.batch), size))
+    o.parity_steps = 20
     o.pairs, o.timed_steps, o.untimed_steps = (2, 4, 2) if o.quick else (5, 8, 2)
     o.learning_rate, o.warmup_steps, o.total_steps = 2e-4, 2, 100000
     rows, problems, folder = [], [], tempfile.mkdtemp(prefix="train_gpt_v2_bench.")
@@ -305,6 +329,7 @@ def main():
                     rows += job()
                 except Failed as failure:
                     problems.append(f"{what}: {failure}")
+            rows += utilisation_rows(rows, o.peak)
             comparison = Comparison(o, o.program, folder, log)
             for command in o.against:
                 try:

@@ -35,9 +35,10 @@ struct Trainer {
     engine->begin_window();
     engine->forward_backward(batch, {1234, number++, 0}, 1e-3, 1e-3);
     optimizer->unscale_and_clip(1, 1, false, /*in_place=*/false);
-    optimizer->step(1);
+    const JoinedAverages averages = ema->update_with(*optimizer);
+    optimizer->step(1, averages);
     engine->parameters_changed();
-    ema->update();
+    if (!averages.joined) ema->update();
   }
   Options options;
   std::unique_ptr<UnifiedVoice> model;
@@ -58,12 +59,14 @@ void grow_sequence(const Settings& settings, Trainer& trainer) {
   const int repeat = settings.quick ? 2 : 5;
   double before = 0;
   for (const std::int64_t positions : {200, 400, 800}) {
-    const Batch batch = make_batch(trainer.options.model, equal_samples(tokens / positions, positions, trainer.options.model), 1);
+    const Batch batch =
+        make_batch(trainer.options.model, equal_samples(tokens / positions, positions, trainer.options.model), 1);
     const double seconds = median_seconds(settings, repeat, [&] { trainer.step(batch); });
     const double scored = static_cast<double>(batch.text_tokens() + batch.mel_tokens());
     if (before > 0) {
       // Longer samples have fewer prefix rows among the same tokens; what is compared is the step of equal rows.
-      emit("growth", concat("step, sequence ", positions / 2, " -> ", positions, " at ", tokens, " tokens"), seconds / before, "times",
+      emit("growth", concat("step, sequence ", positions / 2, " -> ", positions, " at ", tokens, " tokens"),
+           seconds / before, "times",
            {{"limit", settings.dim >= 1280 ? 1.06 : 1.12}, {"tokens_per_second", scored / seconds}});
     }
     before = seconds;
@@ -75,7 +78,8 @@ void grow_batch(const Settings& settings, Trainer& trainer) {
   const int repeat = settings.quick ? 1 : 3;
   double seconds[2];
   for (int i = 0; i < 2; ++i) {
-    const Batch batch = make_batch(trainer.options.model, equal_samples(small * (i ? 8 : 1), 300, trainer.options.model), 1);
+    const Batch batch =
+        make_batch(trainer.options.model, equal_samples(small * (i ? 8 : 1), 300, trainer.options.model), 1);
     seconds[i] = median_seconds(settings, repeat, [&] { trainer.step(batch); });
   }
   emit("growth", concat("step, batch ", small, " -> ", 8 * small), seconds[1] / seconds[0], "times", {{"limit", 8}});
@@ -101,10 +105,13 @@ void grow_data(const Settings& settings) {
       kept -= std::min(kept, bytes);  // pages of the mapped file are the system's
     }
     const std::string number = human_count(pairs);
-    emit("manifest", concat("index ", number, " pairs of JSONL"), seconds, "s", {{"us_per_pair", seconds * each}, {"limit", 1e-6 * static_cast<double>(pairs)}});
-    emit("manifest", concat("memory of the index, ", number, " pairs"), static_cast<double>(sizeof(PairEntry)), "bytes/pair",
-         {{"limit", 32}, {"measured_resident_bytes_per_pair", kept / static_cast<double>(pairs)}});
-    if (manifest_before > 0) emit("growth", concat("index, ", human_count(pairs / 10), " -> ", number, " pairs"), seconds / manifest_before, "times", {{"limit", 11}});
+    emit("manifest", concat("index ", number, " pairs of JSONL"), seconds, "s",
+         {{"us_per_pair", seconds * each}, {"limit", 1e-6 * static_cast<double>(pairs)}});
+    emit("manifest", concat("memory of the index, ", number, " pairs"), static_cast<double>(sizeof(PairEntry)),
+         "bytes/pair", {{"limit", 32}, {"measured_resident_bytes_per_pair", kept / static_cast<double>(pairs)}});
+    if (manifest_before > 0)
+      emit("growth", concat("index, ", human_count(pairs / 10), " -> ", number, " pairs"), seconds / manifest_before,
+           "times", {{"limit", 11}});
     manifest_before = seconds;
 
     if (pairs <= 1'000'000) {
@@ -125,7 +132,8 @@ void grow_data(const Settings& settings) {
     PlanSettings plan;
     const Sampler sampler(dataset, plan);
     const double planned = median_seconds(settings, 3, [&] { sampler.plan(1); });
-    emit("sampler", concat("plan of an epoch of ", number, " pairs"), planned, "s", {{"limit", 1e-7 * static_cast<double>(pairs)}});
+    emit("sampler", concat("plan of an epoch of ", number, " pairs"), planned, "s",
+         {{"limit", 1e-7 * static_cast<double>(pairs)}});
     std::filesystem::remove(path);
   }
 }
@@ -145,11 +153,12 @@ void grow_steps(const Settings& settings) {
   double at_fifth = 0;
   for (std::int64_t i = 0; i < steps; ++i) {
     const Lengths& sample = lengths[static_cast<std::size_t>(i) % lengths.size()];
-    trainer.step(make_batch(tiny, {sample, lengths[static_cast<std::size_t>(i * 7) % lengths.size()]}, static_cast<std::uint64_t>(i)));
+    trainer.step(make_batch(tiny, {sample, lengths[static_cast<std::size_t>(i * 7) % lengths.size()]},
+                            static_cast<std::uint64_t>(i)));
     if (i == steps / 5) at_fifth = static_cast<double>(resident_bytes());
   }
-  emit("growth", concat("resident memory, steps ", steps / 5, " -> ", steps), (static_cast<double>(resident_bytes()) - at_fifth) / 1e6, "MB",
-       {{"limit", 2}});
+  emit("growth", concat("resident memory, steps ", steps / 5, " -> ", steps),
+       (static_cast<double>(resident_bytes()) - at_fifth) / 1e6, "MB", {{"limit", 2}});
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // One training step taken apart, and the components by themselves.
 
+#include <torch/cuda.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <memory>
@@ -13,8 +15,9 @@
 #include "train_gpt_v2/model/initialise.h"
 #include "train_gpt_v2/train/checkpoint_content.h"
 #include "train_gpt_v2/train/checkpoint_store.h"
+#include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/engine.h"
-#include "train_gpt_v2/train/schedule.h"
+#include "train_gpt_v2/train/memory.h"
 
 namespace train_gpt_v2::bench {
 namespace {
@@ -23,7 +26,7 @@ constexpr double kMega = 1e6;
 
 // What a run builds before its first step.
 struct Rig {
-  Rig(const Settings& settings, const std::string& precision, bool ema_on) {
+  Rig(const Settings& settings, const std::string& precision, bool ema_on, at::Device device = at::kCPU) {
     options.model = bench_model(settings);
     options.train.precision = precision;
     options.train.grad_accumulation = 1;
@@ -31,12 +34,15 @@ struct Rig {
     options.checkpoint.keep = 3;
     model = std::make_unique<UnifiedVoice>(options.model);
     initialise(*model, 11);
+    model->to(device);
     parameters = build_parameter_set(*model, options, settings.batch);
     optimizer = std::make_unique<AdamW>(parameters, options.optimizer);
     if (ema_on) ema = std::make_unique<Ema>(parameters, options.ema);
     std::string why;
-    engine = make_engine(*model, options, resolve_precision(precision, at::kCPU), why);
+    engine = make_engine(*model, options, resolve_precision(precision, device), why);
     monitors = std::make_unique<Monitors>(options.checkpoint, options.early_stopping);
+    guard = std::make_unique<StabilityGuard>(options.stability, /*scaled=*/false);
+    adaptation = std::make_unique<Adaptation>(*model, options, nullptr, /*total_steps=*/1000, /*goal_step=*/1000);
   }
 
   void forward_backward(const Batch& batch, std::uint32_t step) {
@@ -46,9 +52,10 @@ struct Rig {
   }
   void update() {
     optimizer->unscale_and_clip(1, 1, false, /*in_place=*/false);
-    optimizer->step(1);
+    const JoinedAverages averages = ema ? ema->update_with(*optimizer) : JoinedAverages{};
+    optimizer->step(1, averages);
     engine->parameters_changed();
-    if (ema) ema->update();
+    if (ema && !averages.joined) ema->update();
   }
 
   Options options;
@@ -58,6 +65,8 @@ struct Rig {
   std::unique_ptr<Ema> ema;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<Monitors> monitors;
+  std::unique_ptr<StabilityGuard> guard;
+  std::unique_ptr<Adaptation> adaptation;
   TrainState state;
   RunFacts facts;
 };
@@ -67,13 +76,16 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Floating-point operations that the model itself asks for (performance.md §3.1): blocks, causal attention, scored heads.
+// Floating-point operations that the model itself asks for (performance.md §3.1): blocks, causal attention, scored
+// heads.
 double model_flops(const ModelOptions& model, const Batch& batch) {
   const auto d = static_cast<double>(model.model_dim), layers = static_cast<double>(model.layers);
-  double flops = 6 * d * (static_cast<double>(model.text_rows()) * static_cast<double>(batch.text_tokens()) +
-                          static_cast<double>(model.number_mel_codes) * static_cast<double>(batch.mel_tokens()));
+  double flops = 6 * d *
+                 (static_cast<double>(model.text_rows()) * static_cast<double>(batch.text_tokens()) +
+                  static_cast<double>(model.number_mel_codes) * static_cast<double>(batch.mel_tokens()));
   for (std::int64_t i = 0; i < batch.count(); ++i) {
-    const auto positions = static_cast<double>(model.prefix_length() + batch.text_length(i) + 2 + batch.code_length(i) + 2);
+    const auto positions =
+        static_cast<double>(model.prefix_length() + batch.text_length(i) + 2 + batch.code_length(i) + 2);
     flops += 72 * d * d * layers * positions + 6 * positions * positions * d * layers;
   }
   return flops;
@@ -95,17 +107,22 @@ double padding_share(const ModelOptions& model, const std::vector<Batch>& batche
 }
 
 void step_in(const Settings& settings, const std::string& precision, const std::vector<Batch>& batches) {
-  Rig rig(settings, precision, /*ema_on=*/true);
+  const at::Device device = choose_device(settings.device);
+  Rig rig(settings, precision, /*ema_on=*/true, device);
+  const auto time = [&] {
+    if (device.is_cuda()) torch::cuda::synchronize(device.index());
+    return now(settings);
+  };
   std::vector<double> forward, whole, update, rate, flops;
   for (std::size_t i = 0; i <= batches.size(); ++i) {
     const Batch& batch = batches[i % batches.size()];
-    const double begin = now(settings);
+    const double begin = time();
     rig.engine->evaluate(batch, false);
-    const double middle = now(settings);
+    const double middle = time();
     rig.forward_backward(batch, static_cast<std::uint32_t>(i));
-    const double end = now(settings);
+    const double end = time();
     rig.update();
-    const double last = now(settings);
+    const double last = time();
     if (i == 0) continue;  // touches the memory
     forward.push_back(middle - begin);
     whole.push_back(end - middle);
@@ -113,14 +130,15 @@ void step_in(const Settings& settings, const std::string& precision, const std::
     rate.push_back(static_cast<double>(batch.text_tokens() + batch.mel_tokens()) / (last - middle));
     flops.push_back(model_flops(rig.options.model, batch) / (last - middle) * 1e-9);
   }
-  const std::string group = concat("step ", precision);
+  const std::string group = concat("step ", precision, ", ", rig.engine->name());
   emit(group, "scored tokens per second", median(rate), "tokens/s");
   emit(group, "forward (without dropout)", median(forward), "s");
   emit(group, "forward and backward", median(whole), "s");
   emit(group, "norm, clip, AdamW, EMA", median(update), "s",
-       settings.dim == 512 && settings.layers == 12 ? nlohmann::ordered_json{{"limit", 0.08}} : nlohmann::ordered_json::object());
+       settings.dim == 512 && settings.layers == 12 && device.is_cpu() ? nlohmann::ordered_json{{"limit", 0.08}}
+                                                                       : nlohmann::ordered_json::object());
   emit(group, "model operations per second", median(flops), "GFLOP/s");
-  emit(group, "peak memory", static_cast<double>(peak_resident_bytes()) / kMega, "MB");
+  emit(group, "peak memory", static_cast<double>(peak_memory_bytes(device)) / kMega, "MB");
 }
 
 void bench_checkpoint(const Settings& settings) {
@@ -129,8 +147,8 @@ void bench_checkpoint(const Settings& settings) {
   make_directories(folder);
   CheckpointStore store(folder, rig.options.checkpoint);
   SnapshotMaker snapshots;
-  CheckpointParts parts{*rig.model, rig.parameters, *rig.optimizer, rig.ema.get(), nullptr, *rig.monitors,
-                        rig.state,  rig.options,    rig.facts};
+  CheckpointParts parts{*rig.model, rig.parameters, *rig.optimizer, rig.ema.get(), nullptr,        *rig.monitors,
+                        *rig.guard, rig.state,      rig.options,    rig.facts,     *rig.adaptation};
   std::vector<double> stalls, writes;
   double bytes = 0;
   for (int i = 1; i <= 3; ++i) {
@@ -179,8 +197,8 @@ void bench_generation(const Settings& settings) {
       codes = 0;
       for (const SearchResult& result : generate(model, cases, decoding)) codes += result.codes.size() + 1;
     });
-    emit("generation", concat("greedy, ", count, count == 1 ? " case" : " cases together"), static_cast<double>(codes) / seconds,
-         "codes/s");
+    emit("generation", concat("greedy, ", count, count == 1 ? " case" : " cases together"),
+         static_cast<double>(codes) / seconds, "codes/s");
   }
 }
 

@@ -1,9 +1,12 @@
 // Measures the trainer from inside; scripts/bench.sh runs it and makes the table. One JSON object per line on stdout.
 //
 //   bench_train corpus --folder DIR [--pairs N] [--micro-batches N] [--dim D] [--layers L] [--batch B]
-//   bench_train step|parts|growth --folder DIR [--quick] [--threads N] [--clock wall|cpu] [--dim D] [--layers L] [--batch B]
+//   bench_train step|parts|growth --folder DIR [--quick] [--threads N] [--clock wall|cpu] [--dim D] [--layers L]
+//   [--batch B]
+//               [--device cpu|cuda]
 //
-// step: one training step and what it is made of; parts: the components by themselves; growth: what grows with what.
+// step: one training step and what it is made of (the only part that --device moves); parts: the components by
+// themselves; growth: what grows with what.
 
 #include <ATen/Parallel.h>
 
@@ -30,6 +33,7 @@ int main(int argc, char** argv) {
     command->add_option("--batch", settings.batch)->check(CLI::Range(1, 1024));
     command->add_option("--threads", settings.threads)->check(CLI::Range(1, 1024));
     command->add_option("--clock", clock)->check(CLI::IsMember({"wall", "cpu"}));
+    command->add_option("--device", settings.device)->check(CLI::IsMember({"cpu", "cuda"}));
     command->add_flag("--quick", settings.quick);
     return command;
   };

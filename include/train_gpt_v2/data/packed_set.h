@@ -1,15 +1,16 @@
 #pragma once
-// A packed set: everything that pair manifests name, in a few memory-mapped files of one folder (format: src/README.md).
+// A packed set: everything that pair manifests name, in a few memory-mapped files of one folder (format:
+// src/README.md).
 //
 //   index.bin        header, a row per pair, a row per array, names, checksums
 //   manifest_K.jsonl the K-th manifest, byte for byte
 //   arrays_K.bin     the arrays, each stored once, from 64-byte boundaries
 //
-// Opening reads the index and checks it whole (its checksum, every number in it, the size of every file); 1 M pairs take
-// some hundredths of a second. Arrays and records are checked against their own checksums when they are first, and when
-// they are each time, read; verify() checks all. No file name is taken from the set's content.
-// Errors: DAT030 damaged, DAT031 of a newer format or without the array asked for, IO001, IO002, IO004.
-// Threads: const members may be called from any thread. A Tensor from array() keeps the mapping alive.
+// Opening reads the index and checks it whole (its checksum, every number in it, the size of every file); 1 M pairs
+// take some hundredths of a second. Arrays and records are checked against their own checksums when they are first, and
+// when they are each time, read; verify() checks all. No file name is taken from the set's content. Errors: DAT030
+// damaged, DAT031 of a newer format or without the array asked for, IO001, IO002, IO004. Threads: const members may be
+// called from any thread. A Tensor from array() keeps the mapping alive.
 
 #include <atomic>
 #include <cstdint>
@@ -107,8 +108,8 @@ class PackedSet : public std::enable_shared_from_this<PackedSet> {
   std::vector<Manifest> manifests_;
   std::vector<std::string> speakers_, languages_;
   std::string rounded_to_;
-  std::vector<std::unique_ptr<MappedFile>> files_;                  // arrays_K.bin
-  mutable std::unique_ptr<std::atomic<std::uint8_t>[]> verified_;   // per array: its checksum was compared
+  std::vector<std::unique_ptr<MappedFile>> files_;                 // arrays_K.bin
+  mutable std::unique_ptr<std::atomic<std::uint8_t>[]> verified_;  // per array: its checksum was compared
 };
 
 }  // namespace train_gpt_v2

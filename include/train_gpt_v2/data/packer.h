@@ -1,6 +1,6 @@
 #pragma once
-// Makes a packed set (packed_set.h) from pair manifests: every array is read once, checked, and stored once however many
-// pairs name it or hold the same values.
+// Makes a packed set (packed_set.h) from pair manifests: every array is read once, checked, and stored once however
+// many pairs name it or hold the same values.
 //
 // Everything is checked that does not need a model: records, types and dimensions, lengths against the manifest, finite
 // values. The first record that cannot be used ends it. index.bin is written last, so a folder without it is no set.
@@ -15,7 +15,7 @@ namespace train_gpt_v2 {
 struct PackRequest {
   std::vector<std::string> manifests;  // as in data.train_manifests
   std::string output;                  // a folder: new, empty, or with the rest of a pack that was interrupted
-  std::string dtype;                   // of conditions, emotion vectors and features: "", "fp32", "fp16", "bf16"; "" = as stored
+  std::string dtype;  // of conditions, emotion vectors and features: "", "fp32", "fp16", "bf16"; "" = as stored
   // "auto": condition and emotion vector, or the features of a record that names no condition; "online": features;
   // "both": whatever a record names.
   std::string conditioning = "auto";
