@@ -339,8 +339,9 @@ void find_leakage(const Corpus& train, const Corpus& validation, Findings& findi
     const auto other = train.texts.find(text);
     if (other == train.texts.end()) continue;
     findings.note("leakage_text", Severity::kWarning, "validation texts that also occur in training",
-                  "remove them from one side if the text loss is to mean something",
-                  [&, &sample = sample] { return validation.place(sample, concat("trained at ", train.where(other->second))); });
+                  "remove them from one side if the text loss is to mean something", [&, &sample = sample] {
+                    return validation.place(sample, concat("trained at ", train.where(other->second)));
+                  });
   }
   if (shared.empty()) return;
   Finding& finding =
