@@ -86,7 +86,7 @@ script() {
 step_crash() { build release reliability_test && gtest $release/reliability_test 'CheckpointFaults.*' 'checkpoint store'; }
 step_corruption() {
   build release reliability_test io_test data_test || return
-  gtest $release/reliability_test 'Corruption.*' 'corruption'
+  gtest $release/reliability_test '*Corruption.*' 'corruption'
   gtest $release/reliability_test 'Bombs.*' 'allocation bombs'
   gtest $release/io_test 'HostileFile.*:Safetensors.*:Npy.*' 'hostile files'
 }
@@ -124,7 +124,7 @@ step_asan() {
   build asan "${layers[@]/%/_test}" reliability_test fuzz_smoke || return
   export ASAN_OPTIONS=detect_leaks=1:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   for layer in "${layers[@]}"; do gtest "build/asan/bin/${layer}_test" '*' "ASan, UBSan: unit tests of $layer"; done
-  gtest build/asan/bin/reliability_test '*Kth*:Corruption.*:*Leftovers*' 'ASan, UBSan: checkpoint store' | sed 's/\t/\tASan: /'
+  gtest build/asan/bin/reliability_test '*Kth*:*Corruption.*:*Leftovers*' 'ASan, UBSan: checkpoint store' | sed 's/\t/\tASan: /'
   script 'ASan, UBSan: fuzz' build/asan/bin/fuzz_smoke tests/fuzz/corpus "$(pick 300 30)" | sed 's/\t/\tASan: /'
 }
 step_tsan() {

@@ -204,7 +204,7 @@ class Loader {
   }
 
   static std::string suggestion(const std::string& path, const std::string& name, const std::string& key) {
-    const std::string renamed = renamed_key_hint(key);
+    std::string renamed = renamed_key_hint(key);
     if (!renamed.empty()) return renamed;
     std::vector<std::string> siblings;
     std::vector<std::string> elsewhere;

@@ -11,7 +11,7 @@ OptionRow accepted_only(std::string path, Json value, std::string only, std::str
   row.accepted_only = true;
   row.value.kind = value.is_boolean() ? ValueKind::kBool : ValueKind::kInteger;
   row.value.only_value = std::move(only);
-  row.get = [value](const Options&) { return value; };
+  row.get = [value = std::move(value)](const Options&) { return value; };
   row.set = [](Options&, const Json&) {};
   return row;
 }

@@ -109,7 +109,7 @@ void Corpus::scan(Findings& findings) {
     if (!new_pair) {
       findings.note("duplicate_pair", Severity::kWarning, "the same target with the same prompt twice",
                     "remove the doubles, or draw another prompt: such targets weigh more than others",
-                    [&] { return place(i, concat("as in ", where(twin->second))); });
+                    [&, &twin = twin] { return place(i, concat("as in ", where(twin->second))); });
     }
     if (!record.prompt_id.empty() && record.prompt_id == target) {
       findings.note("self_prompt", Severity::kWarning, "the prompt is the target itself",
@@ -140,7 +140,7 @@ void Corpus::scan(Findings& findings) {
     if (!added) {
       findings.note(validation ? "duplicate_text_validation" : "duplicate_text", Severity::kInfo,
                     "several clips have the same text", "fine for read prompts; else remove the doubles",
-                    [&] { return place(i, concat("as in ", where(first->second))); });
+                    [&, &first = first] { return place(i, concat("as in ", where(first->second))); });
     }
   }
   for (std::size_t m = 0; m < summaries.size(); ++m) {
@@ -339,8 +339,9 @@ void find_leakage(const Corpus& train, const Corpus& validation, Findings& findi
     const auto other = train.texts.find(text);
     if (other == train.texts.end()) continue;
     findings.note("leakage_text", Severity::kWarning, "validation texts that also occur in training",
-                  "remove them from one side if the text loss is to mean something",
-                  [&] { return validation.place(sample, concat("trained at ", train.where(other->second))); });
+                  "remove them from one side if the text loss is to mean something", [&, &sample = sample] {
+                    return validation.place(sample, concat("trained at ", train.where(other->second)));
+                  });
   }
   if (shared.empty()) return;
   Finding& finding =

@@ -155,7 +155,7 @@ void ArrayExamination::note(const ArrayLook& look) {
   if (target(look.sample, one) == target(first->second, two)) return;
   findings_.note(check_name("duplicate_codes"), Severity::kWarning, "different clips with the same codes",
                  "the same recording twice: keep one of them",
-                 [&] { return place(look, concat("as ", corpus_.where(first->second))); });
+                 [&, &first = first] { return place(look, concat("as ", corpus_.where(first->second))); });
 }
 
 void ArrayExamination::note_text(const ArrayLook& look) {

@@ -145,6 +145,7 @@ constexpr auto kTargets = std::to_array<Target>({
     {"tokenizer", fuzz_tokenizer},
     {"cases", fuzz_cases},
     {"sheet", fuzz_sheet},
+    {"packed", fuzz_packed},
 });
 
 }  // namespace

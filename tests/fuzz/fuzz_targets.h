@@ -14,6 +14,8 @@ struct Target {
   void (*run)(std::span<const std::uint8_t> input);
 };
 
+void fuzz_packed(std::span<const std::uint8_t> input);  // fuzz_packed.cc
+
 std::span<const Target> targets();
 const Target* find_target(std::string_view name);
 

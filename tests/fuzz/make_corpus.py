@@ -140,5 +140,9 @@ put("cases", "ids", json.dumps({"id": "c2", "text_ids": [5, 6, 7], "prompt": "p"
 put("cases", "paths", json.dumps({"id": "c4", "text_ids": [1, 2], "condition_path": "c.npy", "emo_vec_path": "e.npy"}))
 put("cases", "alpha", json.dumps({"id": "c5", "text_ids": [3], "prompt": "p", "emotion_alpha": 0.5, "translation": "hello"}))
 
+put("packed", "none", b"")
+put("packed", "header", bytes([16, 0, 2, 1]))
+put("packed", "rows", bytes([144, 0, 1, 3, 200, 0, 2, 255, 44, 1, 3, 7]))
+
 put("sheet", "sheet", json.dumps({"step": 5, "criteria": {"pronunciation": "?"}, "samples": [
     {"id": "a", "text": "b", "category": "c", "pronunciation": "yes", "prosody": "", "speaker": "no", "emotion": "4", "comment": "fine"}]}))

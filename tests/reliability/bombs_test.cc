@@ -28,8 +28,8 @@ using testing::u16;
 using testing::u32;
 using testing::u64;
 
-constexpr double kMaxSeconds = 0.05;        // of processor time, so that a loaded machine does not count
-constexpr long kMaxGrowthKiB = 48 * 1024;   // inputs of 1 MiB and their copies included
+constexpr double kMaxSeconds = 0.05;       // of processor time, so that a loaded machine does not count
+constexpr long kMaxGrowthKiB = 48 * 1024;  // inputs of 1 MiB and their copies included
 
 struct Bomb {
   const char* name;
@@ -75,8 +75,8 @@ std::vector<Bomb> bombs() {
   // [x, x] of [x, x] of ...: sixty levels are 2^60 leaves.
   std::string growth = "]q" + std::string(1, '\0');
   for (char level = 1; level < 60; ++level) {
-    growth += "](h" + std::string(1, static_cast<char>(level - 1)) + "h" + std::string(1, static_cast<char>(level - 1)) +
-              "eq" + std::string(1, level);
+    growth += "](h" + std::string(1, static_cast<char>(level - 1)) + "h" +
+              std::string(1, static_cast<char>(level - 1)) + "eq" + std::string(1, level);
   }
   std::vector<ForgedEntry> many;
   for (int i = 0; i < 60'000; ++i) many.push_back({"a/" + std::to_string(i), ""});
@@ -99,8 +99,8 @@ std::vector<Bomb> bombs() {
       {"pickle: a text of 2^62 bytes", forge_torch_file("\x80\x02\x8d" + u64(1ull << 62) + "."), archive},
       {"pickle: a number of 2 GiB", forge_torch_file("\x80\x02\x8b" + u32(0x7FFFFFFF) + "."), archive},
       {"pickle: a million marks", forge_torch_file("\x80\x02" + std::string(1'000'000, '(') + "."), archive},
-      {"pickle: lists in lists", forge_torch_file("\x80\x02" + std::string(500'000, ']') + std::string(499'999, 'a') + "."),
-       archive},
+      {"pickle: lists in lists",
+       forge_torch_file("\x80\x02" + std::string(500'000, ']') + std::string(499'999, 'a') + "."), archive},
       {"pickle: 2^60 leaves", forge_torch_file(pickle(growth)), archive},
       {"pickle: a tensor of 2^60 elements",
        forge_torch_file(pickle(tensor(storage("0", 1LL << 60), 0, {1LL << 60}, {1}))), archive},
@@ -116,8 +116,10 @@ std::vector<Bomb> bombs() {
       {"config: larger than a mebibyte", "{" + std::string(2 << 20, ' ') + "}", config},
       {"manifest: a line of a mebibyte", "{\"id\": \"" + std::string(1 << 20, 'a') + "\"}\n", manifest},
       {"manifest: deep JSON", std::string(60'000, '[') + "\n", manifest},
-      {"manifest: a number of 60,000 digits", "{\"id\": \"a\", \"target_code_len\": " + std::string(60'000, '9') + "}\n", manifest},
-      {"tokenizer: a piece of 200 KB", "\x0a" + std::string("\xc4\x9a\x0c\x0a\xc0\x9a\x0c", 7) + std::string(200'000, 'x'), model},
+      {"manifest: a number of 60,000 digits",
+       "{\"id\": \"a\", \"target_code_len\": " + std::string(60'000, '9') + "}\n", manifest},
+      {"tokenizer: a piece of 200 KB",
+       "\x0a" + std::string("\xc4\x9a\x0c\x0a\xc0\x9a\x0c", 7) + std::string(200'000, 'x'), model},
       {"tokenizer: a length of 2^63", "\x0a" + std::string(8, '\xff') + "\x7f", model},
       {"tokenizer: 17 MiB", std::string(17 << 20, '\0'), model},
   };
