@@ -211,6 +211,16 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"NUM003", kDiverged, "rollbacks do not help",
      "The loss or the gradient norm stood out again after stability.max_rollbacks rollbacks. Look at the batches in "
      "RUN/black_box; lower optimizer.learning_rate, or raise stability.skip_steps or stability.z_threshold."},
+    // --- NET: several ranks
+    {"NET001", kTemporary, "the ranks of a run do not meet",
+     "Every rank connects to the store at MASTER_ADDR:MASTER_PORT. Start all of them with torchrun, srun or "
+     "scripts/launch_local.sh; the port must be free on rank 0's machine and open in between."},
+    {"NET002", kTemporary, "contact with the other ranks is lost",
+     "A rank has died or its machine cannot be reached. Its own log says why. Start all ranks again; the run continues "
+     "from its newest checkpoint."},
+    {"NET003", kConfig, "the ranks disagree",
+     "They must run the same program with the same configuration on the same files. Parameters that differ after the "
+     "start mean a defective device or a bug; the newest checkpoint before that is good."},
     // --- MEM, HNG, INT
     {"MEM001", kOutOfMemory, "out of memory",
      "Lower train.batch_size and raise train.grad_accumulation by the same factor: the effective batch stays."},
