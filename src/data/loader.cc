@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/logging.h"
@@ -40,21 +41,49 @@ BatchLoader::~BatchLoader() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-// Takes one batch per rank from the sequence and keeps this rank's. One thread at a time; planning an epoch may take
-// seconds, so not under the mutex.
+// Which of a round's batches is this rank's. Every rank computes the same from the same plan.
+std::size_t BatchLoader::own_place(const std::vector<PlannedBatch>& batches) {
+  if (rounds_planned_++ % options_.rounds_per_window == 0) load_.assign(options_.ranks, 0);
+  std::vector<std::int64_t> positions;
+  for (const PlannedBatch& batch : batches) {
+    std::int64_t sum = 0;
+    for (const std::uint32_t sample : batch.samples) {
+      const SampleInfo info = dataset_.info(sample);
+      sum += info.text_length + info.code_length;
+    }
+    positions.push_back(sum);
+  }
+  std::vector<std::size_t> by_size(batches.size()), by_load(batches.size());
+  std::iota(by_size.begin(), by_size.end(), 0);
+  std::iota(by_load.begin(), by_load.end(), 0);
+  std::stable_sort(by_size.begin(), by_size.end(), [&](auto a, auto b) { return positions[a] > positions[b]; });
+  std::stable_sort(by_load.begin(), by_load.end(), [&](auto a, auto b) { return load_[a] < load_[b]; });
+  std::size_t own = 0;
+  for (std::size_t i = 0; i < batches.size(); ++i) {
+    load_[by_load[i]] += positions[by_size[i]];
+    if (by_load[i] == options_.rank) own = by_size[i];
+  }
+  return own;
+}
+
+// Takes one batch per rank from the sequence and keeps this rank's; a last round with fewer has none for anybody. One
+// thread at a time; planning an epoch may take seconds, so not under the mutex.
 BatchLoader::Round BatchLoader::plan_round() {
   Round round;
   try {
-    for (std::uint64_t rank = 0; rank < options_.ranks; ++rank) {
+    std::vector<PlannedBatch> batches;
+    while (batches.size() < options_.ranks) {
       std::optional<PlannedBatch> planned = sequence_->next();
       if (!planned) {
-        round.end = !round.own;
-        round.last = true;
-        break;
+        round.end = round.last = true;
+        return round;
       }
       round.after = planned->after;
-      if (rank == options_.rank) round.own = std::move(planned);
+      batches.push_back(std::move(*planned));
     }
+    round.epoch = batches.back().epoch;
+    round.place = options_.ranks == 1 ? 0 : own_place(batches);
+    round.own = std::move(batches[round.place]);
   } catch (...) {
     round.failure = std::current_exception();
     round.last = true;
@@ -171,7 +200,7 @@ std::optional<LoadedBatch> BatchLoader::next() {
     return std::nullopt;
   }
   cursor_ = round.after;
-  return LoadedBatch{std::move(round.batch), round.own->epoch, round.after};
+  return LoadedBatch{std::move(round.batch), round.epoch, round.place, round.after};
 }
 
 }  // namespace train_gpt_v2

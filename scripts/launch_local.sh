@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# N ranks of one run on this machine, by torchrun's variables. On GPUs each rank takes the GPU of its local rank.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: scripts/launch_local.sh -n N -- train_gpt_v2 --config C ...
+
+Starts the command N times as the ranks of one data-parallel run. SIGINT, SIGTERM, SIGHUP and SIGUSR1 go to all ranks;
+they agree and save once. When a rank ends with an error the others follow within seconds; those that do not are stopped.
+TRAIN_GPT_V2 names the program where the command says train_gpt_v2. MASTER_PORT chooses the port of the ranks' store.
+
+Exit status: that of the first rank that failed, else 0.
+USAGE
+}
+
+count=""
+while [ $# -gt 0 ]; do
+  case "$1" in
+    -n) count=${2:-}; shift 2 || { usage >&2; exit 64; } ;;
+    -h|--help) usage; exit 0 ;;
+    --) shift; break ;;
+    *) usage >&2; exit 64 ;;
+  esac
+done
+case "$count" in ''|*[!0-9]*|0) usage >&2; exit 64 ;; esac
+[ $# -gt 0 ] || { usage >&2; exit 64; }
+if [ "$1" = train_gpt_v2 ]; then
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  program=${TRAIN_GPT_V2:-$root/build/release/bin/train_gpt_v2}
+  [ -x "$program" ] || { echo "launch_local: no program at $program; build it, or set TRAIN_GPT_V2" >&2; exit 66; }
+  shift
+  set -- "$program" "$@"
+fi
+
+free_port() { # one that nobody listens on now
+  local port
+  for _ in $(seq 50); do
+    port=$((20000 + RANDOM % 20000))
+    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
+  done
+  echo 29500
+}
+port=${MASTER_PORT:-$(free_port)}
+threads=${OMP_NUM_THREADS:-$(( ($(nproc) + count - 1) / count ))}
+
+ranks=()
+# shellcheck disable=SC2317
+forward() { kill -s "$1" "${ranks[@]}" 2>/dev/null || true; }
+for signal in INT TERM HUP USR1; do
+  # shellcheck disable=SC2064
+  trap "forward $signal" "$signal"
+done
+for ((rank = 0; rank < count; rank++)); do
+  RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$count LOCAL_WORLD_SIZE=$count MASTER_ADDR=127.0.0.1 MASTER_PORT=$port \
+    OMP_NUM_THREADS=$threads "$@" &
+  ranks+=($!)
+done
+
+status=0
+first_failure=""
+while [ ${#ranks[@]} -gt 0 ]; do
+  left=()
+  for pid in "${ranks[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); continue; fi
+    code=0
+    wait "$pid" || code=$?
+    if [ "$code" != 0 ] && [ -z "$first_failure" ]; then first_failure=$SECONDS; status=$code; fi
+  done
+  ranks=("${left[@]}")
+  if [ -n "$first_failure" ] && [ ${#ranks[@]} -gt 0 ] && [ $((SECONDS - first_failure)) -gt 60 ]; then
+    echo "launch_local: ${#ranks[@]} ranks go on without the one that failed; stopping them" >&2
+    kill -KILL "${ranks[@]}" 2>/dev/null || true
+  fi
+  sleep 0.2
+done
+exit "$status"
