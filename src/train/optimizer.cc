@@ -71,18 +71,23 @@ bool plain(const std::vector<TrainableTensor>& tensors) {
 
 }  // namespace
 
-AdamW::AdamW(ParameterSet& parameters, const OptimizerOptions& options) : parameters_(parameters), options_(options) {
-  for (const TrainableTensor& tensor : parameters_.tensors) {
-    const auto like = torch::TensorOptions().dtype(torch::kFloat32).device(tensor.value.device());
-    moments_.push_back(
-        {torch::zeros(tensor.value.sizes(), like), torch::zeros(tensor.value.sizes(), like), torch::zeros({}, like)});
+AdamW::AdamW(ParameterSet& parameters, const OptimizerOptions& options, const OptimizerShards* shards)
+    : parameters_(parameters), options_(options), shards_(shards) {
+  for (std::size_t i = 0; i < parameters_.tensors.size(); ++i) {
+    const torch::Tensor& value = parameters_.tensors[i].value;
+    const auto like = torch::TensorOptions().dtype(torch::kFloat32).device(value.device());
+    moments_.emplace_back();
+    if (shards_ && !shards_->mine(i)) continue;
+    moments_.back() = {torch::zeros(value.sizes(), like), torch::zeros(value.sizes(), like), torch::zeros({}, like)};
   }
   pending_scale_.assign(parameters_.groups.size(), 1.0);
   if (parameters_.tensors.empty() || !plain(parameters_.tensors)) return;
   const torch::Device device = parameters_.tensors.front().value.device();
   kernels_ = device.is_cpu() ? make_cpu_kernels(at::get_num_threads()) : device_kernels(device, /*tf32=*/false);
   if (!kernels_) return;
-  for (Moments& moments : moments_) moments.step = moments.step.cpu();  // the kernels take them by value
+  for (Moments& moments : moments_) {
+    if (moments.step.defined()) moments.step = moments.step.cpu();  // the kernels take them by value
+  }
 }
 
 // The squared norm of every group's gradients.
@@ -139,6 +144,16 @@ ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_
   return result;
 }
 
+std::vector<std::size_t> AdamW::own_members(const ParameterGroup& group) const {
+  std::vector<std::size_t> own;
+  for (const int member : group.members) {
+    const auto i = static_cast<std::size_t>(member);
+    if (parameters_.tensors[i].value.numel() == 0) continue;  // an adapter without a rank left
+    if (!shards_ || shards_->mine(i)) own.push_back(i);
+  }
+  return own;
+}
+
 void AdamW::step(double factor, const JoinedAverages& averages) {
   TGV2_CHECK(averages.values.empty() || kernels_);
   torch::NoGradGuard no_grad;
@@ -150,9 +165,7 @@ void AdamW::step(double factor, const JoinedAverages& averages) {
       continue;
     }
     std::vector<torch::Tensor> values, grads, exp_avgs, exp_avg_sqs, steps;
-    for (const int member : group.members) {
-      const auto i = static_cast<std::size_t>(member);
-      if (parameters_.tensors[i].value.numel() == 0) continue;
+    for (const std::size_t i : own_members(group)) {
       values.push_back(parameters_.tensors[i].value.detach());
       grads.push_back(parameters_.tensors[i].grad);
       exp_avgs.push_back(moments_[i].exp_avg);
@@ -164,15 +177,17 @@ void AdamW::step(double factor, const JoinedAverages& averages) {
     at::_fused_adamw_(values, grads, exp_avgs, exp_avg_sqs, {}, steps, group.learning_rate * factor, options_.beta1,
                       options_.beta2, group.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false);
   }
+  if (!shards_) return;
+  std::vector<torch::Tensor> values;
+  for (const TrainableTensor& tensor : parameters_.tensors) values.push_back(tensor.value);
+  shards_->exchange(values);
 }
 
 void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate,
                              const JoinedAverages& averages) {
   // Tensors of one group may have made different numbers of steps (some joined later): one pass for each number.
   std::map<std::int64_t, std::vector<AdamWTensor>> by_step;
-  for (const int member : group.members) {
-    const auto i = static_cast<std::size_t>(member);
-    if (parameters_.tensors[i].value.numel() == 0) continue;  // an adapter without a rank left
+  for (const std::size_t i : own_members(group)) {
     float& steps = *moments_[i].step.mutable_data_ptr<float>();  // on the CPU: see the constructor
     steps += 1;
     AdamWTensor t;
@@ -198,6 +213,15 @@ void AdamW::step_in_one_pass(const ParameterGroup& group, double scale, double l
   }
 }
 
+AdamW::Moments AdamW::moments_of(std::size_t tensor) const {
+  const Moments& own = moments_[tensor];
+  if (!shards_) return own;
+  const torch::Tensor& value = parameters_.tensors[tensor].value;
+  const auto number = torch::zeros({}, value.options().dtype(torch::kFloat32));
+  return {shards_->fetch(tensor, own.exp_avg, value), shards_->fetch(tensor, own.exp_avg_sq, value),
+          shards_->fetch(tensor, own.step, number)};
+}
+
 Value AdamW::save_state(double next_factor) const {
   std::unordered_map<std::string, std::int64_t> index;
   for (std::size_t i = 0; i < parameters_.all_names.size(); ++i) {
@@ -206,10 +230,11 @@ Value AdamW::save_state(double next_factor) const {
   const bool by_name = parameters_.stored_by_name();
   Value state = Value::dict();
   for (std::size_t i = 0; i < moments_.size(); ++i) {
+    const Moments moments = moments_of(i);
     Value one = Value::dict();
-    one.set("step", torch_to_tensor(moments_[i].step));
-    one.set("exp_avg", torch_to_tensor(moments_[i].exp_avg));
-    one.set("exp_avg_sq", torch_to_tensor(moments_[i].exp_avg_sq));
+    one.set("step", torch_to_tensor(moments.step));
+    one.set("exp_avg", torch_to_tensor(moments.exp_avg));
+    one.set("exp_avg_sq", torch_to_tensor(moments.exp_avg_sq));
     const std::string& name = parameters_.tensors[i].name;
     state.set(by_name ? Value(name) : Value(index.at(name)), std::move(one));
   }
@@ -264,7 +289,8 @@ void AdamW::load_state(const Value& state, const std::vector<std::string>& names
   for (int pass = 0; pass < 2; ++pass) {  // first compare everything, then copy
     for (std::size_t i = 0; i < moments_.size(); ++i) {
       const TrainableTensor& target = parameters_.tensors[i];
-      if (pass == 1 && moments_[i].exp_avg.sizes() != target.value.sizes()) {  // an adapter that was pruned since
+      const bool mine = !shards_ || shards_->mine(i);
+      if (pass == 1 && mine && moments_[i].exp_avg.sizes() != target.value.sizes()) {  // an adapter that was pruned since
         moments_[i].exp_avg = torch::zeros(target.value.sizes(), moments_[i].exp_avg.options());
         moments_[i].exp_avg_sq = torch::zeros_like(moments_[i].exp_avg);
       }
@@ -279,7 +305,7 @@ void AdamW::load_state(const Value& state, const std::vector<std::string>& names
       const torch::Tensor exp_avg_sq = fitting(*found->second, "exp_avg_sq", target);
       const torch::Tensor step = tensor_to_torch(found->second->at("step").as_tensor());
       if (step.numel() != 1) throw Error("CKP007", "the optimizer's step is no single number").at(target.name);
-      if (pass == 0) continue;
+      if (pass == 0 || !mine) continue;
       moments_[i].exp_avg.copy_(exp_avg);
       moments_[i].exp_avg_sq.copy_(exp_avg_sq);
       moments_[i].step.copy_(step.reshape({}));
@@ -293,6 +319,7 @@ void AdamW::keep(const std::vector<KeptIndices>& shrunk) {
   for (std::size_t i = 0; i < moments_.size(); ++i) place[parameters_.tensors[i].name] = i;
   for (const KeptIndices& one : shrunk) {
     Moments& moments = moments_[place.at(one.parameter)];
+    if (!moments.exp_avg.defined()) continue;  // another rank's
     const torch::Tensor index = torch::tensor(one.kept, torch::kLong).to(moments.exp_avg.device());
     moments.exp_avg = moments.exp_avg.index_select(one.dimension, index);
     moments.exp_avg_sq = moments.exp_avg_sq.index_select(one.dimension, index);
@@ -301,7 +328,9 @@ void AdamW::keep(const std::vector<KeptIndices>& shrunk) {
 
 std::size_t AdamW::state_bytes() const {
   std::size_t bytes = 0;
-  for (const Moments& moments : moments_) bytes += moments.exp_avg.nbytes() + moments.exp_avg_sq.nbytes();
+  for (const Moments& moments : moments_) {
+    if (moments.exp_avg.defined()) bytes += moments.exp_avg.nbytes() + moments.exp_avg_sq.nbytes();
+  }
   return bytes;
 }
 

@@ -12,6 +12,7 @@
 #include "train_gpt_v2/adapt/adalora.h"
 #include "train_gpt_v2/io/value.h"
 #include "train_gpt_v2/kernels/kernels.h"
+#include "train_gpt_v2/train/optimizer_shards.h"
 #include "train_gpt_v2/train/parameters.h"
 
 namespace train_gpt_v2 {
@@ -34,7 +35,8 @@ struct JoinedAverages {
 
 class AdamW {
  public:
-  AdamW(ParameterSet& parameters, const OptimizerOptions& options);
+  // With `shards` each tensor's moments live on its owner alone, and step() and save_state() are calls of all ranks.
+  AdamW(ParameterSet& parameters, const OptimizerOptions& options, const OptimizerShards* shards = nullptr);
 
   // Norm of the gradients times `grad_scale` (1 / loss scale); scales the gradients by it and by
   // min(1, max_norm / (norm + 1e-6)). max_norm 0: no clipping. A non-finite norm leaves them as they are. Without
@@ -50,21 +52,27 @@ class AdamW {
   // not copied.
   Value save_state(double next_factor) const;
   // Split text rows and adapters are stored by name instead.
-  // Reads both. `names[i]` is the parameter that index i stands for. Names and shapes are compared before any copy; a whole table's moments serve a view of its new rows. A tensor without saved moments is an error unless
+  // Reads both. `names[i]` is the parameter that index i stands for. Names and shapes are compared before any copy; a
+  // whole table's moments serve a view of its new rows. A tensor without saved moments is an error unless
   // `missing_start_anew`. Throws CKP errors.
   void load_state(const Value& state, const std::vector<std::string>& names, bool missing_start_anew);
 
   // After pruning: the moments keep the same indices as their tensors.
   void keep(const std::vector<KeptIndices>& shrunk);
 
-  std::size_t state_bytes() const;
+  std::size_t state_bytes() const;  // held by this rank
 
  private:
   struct Moments {
-    torch::Tensor exp_avg, exp_avg_sq, step;  // step: float32 scalar, as in Python
+    torch::Tensor exp_avg, exp_avg_sq,
+        step;  // step: float32 scalar, as in Python; undefined on other ranks than the owner
   };
+  // The tensors of a group that this rank updates.
+  std::vector<std::size_t> own_members(const ParameterGroup& group) const;
+  Moments moments_of(std::size_t tensor) const;  // with shards: a call of all ranks
   ParameterSet& parameters_;
   OptimizerOptions options_;
+  const OptimizerShards* shards_;
   std::vector<double> squares();
   void step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate, const JoinedAverages& averages);
 
