@@ -75,6 +75,7 @@ std::span<const OptionSection> option_sections() {
       {"sampling", "Speech codes decoded while training, to be looked at and heard: RUN/samples/step_N."},
       {"stability", "What happens when training leaves its course."},
       {"logging", "What is shown and recorded."},
+      {"distributed", "Several ranks, one process each (torchrun, Slurm, scripts/launch_local.sh)."},
       {"peft", "Adapters instead of whole weights: LoRA, DoRA, AdaLoRA. All else is frozen unless trainable.train names it."},
       {"ewc", "Elastic weight consolidation: a pull back to the start weights where earlier languages need them."},
   };

@@ -1,4 +1,4 @@
-// Rows of sections ema, validation, early_stopping, checkpoint, stability and logging.
+// Rows of sections ema, validation, early_stopping, checkpoint, stability, logging and distributed.
 
 #include <algorithm>
 
@@ -91,6 +91,10 @@ OptionRows schedule_rows() {
 
       TGV2_OPTION(logging.progress, kFree, "what the terminal shows").choices({"auto", "bar", "lines", "off"}),
       TGV2_OPTION(logging.tensorboard, kFree, "write TensorBoard event files"),
+
+      TGV2_OPTION(distributed.backend, kWarn, "what sums over several ranks; auto = nccl on CUDA, else gloo")
+          .choices({"auto", "nccl", "gloo"}),
+      TGV2_OPTION(distributed.shard_optimizer, kFree, "each rank keeps the moments of its share only (ZeRO stage 1)"),
   };
 }
 

@@ -48,7 +48,7 @@ int gpu_count() {
 
 }  // namespace
 
-at::Device choose_device(const std::string& name) {
+at::Device choose_device(const std::string& name, int local_rank) {
   if (name == "cpu") return at::kCPU;
   const bool automatic = name.empty() || name == "auto";
   int index = 0;
@@ -60,9 +60,10 @@ at::Device choose_device(const std::string& name) {
     }
   }
   const int count = gpu_count();
-  if (automatic) return count > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  if (automatic && count == 0) return at::kCPU;
+  if ((automatic || name == "cuda") && count > 1) index = local_rank;  // Slurm may show each task its own GPU alone
   if (index >= count) {
-    throw Error("GPU002", concat("no such GPU: ", name))
+    throw Error("GPU002", concat("no such GPU: ", name, local_rank > 0 ? concat(" for local rank ", local_rank) : ""))
         .detail(concat("usable GPUs here: ", count))
         .fix("use --device auto or --device cpu; train_gpt_v2 --version tells whether this build has GPU support");
   }

@@ -17,6 +17,24 @@ struct Sums {
   std::int64_t text_tokens = 0, mel_tokens = 0;
 };
 
+void sum_over_ranks(std::vector<Sums*> parts, double& other_text_loss, bool& complete, Ranks& ranks) {
+  if (ranks.single()) return;
+  std::vector<double> numbers{other_text_loss, complete ? 0.0 : 1.0};
+  for (const Sums* part : parts) {
+    numbers.insert(numbers.end(), {part->text_loss, part->mel_loss, part->top1, part->top5,
+                                   static_cast<double>(part->text_tokens), static_cast<double>(part->mel_tokens)});
+  }
+  ranks.sum(numbers);
+  other_text_loss = numbers[0];
+  complete = numbers[1] == 0;
+  auto next = numbers.begin() + 2;
+  for (Sums* part : parts) {
+    for (double* sum : {&part->text_loss, &part->mel_loss, &part->top1, &part->top5}) *sum = *next++;
+    part->text_tokens = static_cast<std::int64_t>(*next++);
+    part->mel_tokens = static_cast<std::int64_t>(*next++);
+  }
+}
+
 Batch load_batch(const Dataset& dataset, std::span<const std::uint32_t> samples) {
   Batch batch;
   for (const std::uint32_t sample : samples) dataset.load(sample, batch);
@@ -59,6 +77,12 @@ Evaluator::Evaluator(const Dataset& validation, const Dataset* train, const Opti
     : validation_(validation), train_(train), options_(options) {
   plan_ = sequential_plan(validation, options.validation.batch_size.value_or(options.train.batch_size));
   if (options.validation.max_batches) plan_ = spread(plan_, static_cast<std::size_t>(*options.validation.max_batches));
+  if (options.validation.by.empty()) return;
+  for (std::size_t i = 0; i < plan_.size(); ++i) {
+    for (const std::uint32_t sample : plan_.batch(i)) {
+      for (const std::string& split : splits_of(sample)) splits_.insert(split);
+    }
+  }
 }
 
 std::vector<std::string> Evaluator::splits_of(std::uint32_t sample) const {
@@ -74,24 +98,27 @@ std::vector<std::string> Evaluator::splits_of(std::uint32_t sample) const {
   return splits;
 }
 
-EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const std::function<bool()>& stop) const {
+EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const std::function<bool()>& stop,
+                               Ranks& ranks) const {
   const auto begin = std::chrono::steady_clock::now();
   Sums all;
   std::map<std::string, Sums> by_split;
+  for (const std::string& split : splits_) by_split[split];
   double other_text_loss = 0;
   bool complete = true;
   MemoryLimit limit;
   const bool splits = !options_.validation.by.empty();
   const auto load = [this](std::size_t i) { return load_batch(validation_, plan_.batch(i)); };
   std::future<Batch> next;
-  if (plan_.size() > 0) next = std::async(std::launch::async, load, 0);
-  for (std::size_t i = 0; i < plan_.size(); ++i) {
+  const auto first = static_cast<std::size_t>(ranks.rank()), stride = static_cast<std::size_t>(ranks.size());
+  if (first < plan_.size()) next = std::async(std::launch::async, load, first);
+  for (std::size_t i = first; i < plan_.size(); i += stride) {
     const Batch batch = next.get();
     if (stop()) {
       complete = false;
       break;
     }
-    if (i + 1 < plan_.size()) next = std::async(std::launch::async, load, i + 1);
+    if (i + stride < plan_.size()) next = std::async(std::launch::async, load, i + stride);
     const LossSums sums = evaluate_in_memory(engine, batch, splits, options_.model, limit);
     const double* value = sums.values.const_data_ptr<double>();
     all.text_loss += value[0];
@@ -119,6 +146,9 @@ EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const
                              .item<double>();
     }
   }
+  std::vector<Sums*> parts{&all};
+  for (auto& [split, sums] : by_split) parts.push_back(&sums);
+  sum_over_ranks(parts, other_text_loss, complete, ranks);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   EvaluatorOutput output;
   output.results.push_back(to_result(all, weights, "all", seconds));

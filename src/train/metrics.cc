@@ -43,6 +43,7 @@ MetricsLog::~MetricsLog() {
 }
 
 void MetricsLog::open() {
+  if (path_.empty()) return;
   fd_ = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
   if (fd_ < 0 && !reported_) {
     log_warning("metrics", "cannot write ", path_, ": ", std::strerror(errno), "; training goes on without it");
@@ -53,7 +54,7 @@ void MetricsLog::open() {
 void MetricsLog::cut(std::int64_t last_step) {
   if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
-  if (file_exists(path_)) {
+  if (!path_.empty() && file_exists(path_)) {
     const std::string content = read_file(path_, kMaxMetricsBytes);
     const std::string kept = kept_lines(content, last_step);
     if (kept.size() != content.size()) write_file_atomically(path_, kept);
@@ -62,6 +63,7 @@ void MetricsLog::cut(std::int64_t last_step) {
 }
 
 void MetricsLog::write(const OrderedJson& line) {
+  if (path_.empty()) return;
   OrderedJson full = OrderedJson::object();
   full["v"] = 1;
   for (const auto& [key, value] : line.items()) full[key] = value;

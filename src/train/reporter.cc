@@ -30,9 +30,9 @@ Reporter::Reporter(const std::string& run_directory, const Options& options, con
       parameters_(parameters),
       device_(device),
       peak_flops_(peak_flops(describe_device(device), options.train.precision)),
-      metrics_(path_join(run_directory, "metrics.jsonl"), step),
-      progress_({progress_mode(options.logging.progress), goal_step < INT64_MAX ? goal_step : 0, step, 60, {}}) {
-  if (!options.logging.tensorboard) return;
+      metrics_(run_directory.empty() ? "" : path_join(run_directory, "metrics.jsonl"), step),
+      progress_({progress_mode(run_directory.empty() ? "off" : options.logging.progress), goal_step < INT64_MAX ? goal_step : 0, step, 60, {}}) {
+  if (run_directory.empty() || !options.logging.tensorboard) return;
   tensorboard_ = std::make_unique<TensorBoardWriter>(run_directory, step > 0 ? step + 1 : 0);
   tensorboard_->text("config", step, "```json\n" + effective_json(options) + "\n```");
 }

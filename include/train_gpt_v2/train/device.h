@@ -15,7 +15,8 @@ namespace train_gpt_v2 {
 
 // "auto" (the GPU where one works, else the CPU), "cpu", "cuda", "cuda:N". Throws GPU001 for a driver too old for this
 // build, GPU002 for a GPU asked for and not there, ARG001 for anything else. Touches no GPU when "cpu".
-at::Device choose_device(const std::string& name);
+// "auto" and "cuda" mean the GPU of this local rank, where a process sees more than one.
+at::Device choose_device(const std::string& name, int local_rank = 0);
 
 // "NVIDIA A100 80GB (79.2 GiB)", "CPU (AVX512, 2 threads)".
 std::string describe_device(at::Device device);

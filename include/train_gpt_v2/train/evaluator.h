@@ -4,11 +4,13 @@
 // The batches are the manifests' order cut into validation.batch_size samples (as the Python trainer; in the padded
 // layout the composition of a batch matters); max_batches takes an even stride of them, the same at every validation.
 // Splits by language and by whether the speaker occurs in training come from the manifests; text_usage_gap scores every
-// sample a second time with the next sample's text.
+// sample a second time with the next sample's text. With several ranks each takes its share of the batches; the sums are
+// those of all, so every rank gets the same results.
 
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,6 +18,7 @@
 #include "train_gpt_v2/data/sampler.h"
 #include "train_gpt_v2/train/engine.h"
 #include "train_gpt_v2/train/monitors.h"
+#include "train_gpt_v2/train/ranks.h"
 
 namespace train_gpt_v2 {
 
@@ -29,8 +32,10 @@ class Evaluator {
   // `train` may be null; it tells which speakers were seen.
   Evaluator(const Dataset& validation, const Dataset* train, const Options& options);
 
-  // `stop` is polled between batches; when it answers true the results are marked incomplete.
-  EvaluatorOutput run(Engine& engine, const std::string& weights, const std::function<bool()>& stop) const;
+  // `stop` is polled between batches; when it answers true, on any rank, the results are marked incomplete. A call of
+  // all ranks.
+  EvaluatorOutput run(Engine& engine, const std::string& weights, const std::function<bool()>& stop,
+                      Ranks& ranks) const;
   std::size_t batches() const { return plan_.size(); }
 
  private:
@@ -40,6 +45,7 @@ class Evaluator {
   const Dataset* train_;
   Options options_;
   BatchPlan plan_;
+  std::set<std::string> splits_;  // all that occur
 };
 
 }  // namespace train_gpt_v2

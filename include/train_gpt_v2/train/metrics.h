@@ -16,7 +16,7 @@ using OrderedJson = nlohmann::ordered_json;
 class MetricsLog {
  public:
   // Opens for appending; lines with a step beyond `last_step` and a torn last line are removed first.
-  // An unwritable file is reported once in the log and does not stop training.
+  // An unwritable file is reported once in the log and does not stop training. "" writes nothing.
   MetricsLog(const std::string& path, std::int64_t last_step);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;

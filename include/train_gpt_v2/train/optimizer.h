@@ -43,7 +43,7 @@ class AdamW {
   // `in_place` the kernels leave the scaling to the step() that follows, which saves a pass over all gradients; who reads
   // them after this call (AdaLoRA's importance) asks for `in_place`.
   ClipResult unscale_and_clip(double grad_scale, double max_norm, bool per_group, bool in_place = true);
-  bool one_pass() const { return kernels_ != nullptr; }
+  bool one_pass() const { return kernels_ != nullptr && !shards_; }
   // One update with each group's rate times `factor`. Averages only where one_pass().
   void step(double factor, const JoinedAverages& averages = {});
 
