@@ -221,6 +221,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"NET003", kConfig, "the ranks disagree",
      "They must run the same program with the same configuration on the same files. Parameters that differ after the "
      "start mean a defective device or a bug; the newest checkpoint before that is good."},
+    {"NET004", kConfig, "the ranks cannot share the accumulation",
+     "train.grad_accumulation counts micro-batches over all ranks, so it must be a multiple of their number."},
     // --- MEM, HNG, INT
     {"MEM001", kOutOfMemory, "out of memory",
      "Lower train.batch_size and raise train.grad_accumulation by the same factor: the effective batch stays."},

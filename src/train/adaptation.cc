@@ -96,6 +96,14 @@ void Adaptation::complete_gradients(double scale) {
   if (allocator_) allocator_->add_regulariser_gradient(scale);
 }
 
+void Adaptation::agree(Ranks& ranks) {
+  if (ranks.single() || !ewc_ || options_.ewc.lambda) return;
+  std::vector<double> chosen(2, 0.0);
+  if (ranks.first()) chosen = {ewc_->lambda() ? 1.0 : 0.0, ewc_->lambda().value_or(0.0)};
+  ranks.sum(chosen);
+  ewc_->set_lambda(chosen[0] > 0 ? std::optional(chosen[1]) : std::nullopt);
+}
+
 std::optional<PruneResult> Adaptation::after_step(std::int64_t step, double factor, ParameterSet& parameters,
                                                   AdamW& optimizer, Ema* ema) {
   if (ewc_) {

@@ -19,25 +19,25 @@ struct GradientSync::Hook : torch::autograd::FunctionPostHook {
   std::size_t bucket;
 };
 
-GradientSync::GradientSync(Ranks& ranks, std::vector<Item> items) : ranks_(ranks) {
+GradientSync::GradientSync(Ranks& ranks, const ParameterSet& parameters, const std::vector<torch::Tensor>& leaves)
+    : ranks_(ranks), parameters_(parameters) {
   if (ranks.single()) return;
   std::int64_t room = 0;
-  for (auto item = items.rbegin(); item != items.rend(); ++item) {
-    const auto bytes = static_cast<std::int64_t>(item->gradient.nbytes());
-    if (buckets_.empty() || bytes > room ||
-        !buckets_.back().gradients.front().options().type_equal(item->gradient.options())) {
+  for (std::size_t i = parameters.tensors.size(); i-- > 0;) {
+    const auto bytes = static_cast<std::int64_t>(parameters.tensors[i].grad.nbytes());
+    if (buckets_.empty() || bytes > room) {
       room = buckets_.empty() ? kFirstBucketBytes : kBucketBytes;
       buckets_.emplace_back();
     }
     room -= bytes;
     Bucket& bucket = buckets_.back();
-    bucket.gradients.push_back(item->gradient);
-    if (!item->leaf.defined()) {
+    bucket.tensors.push_back(i);
+    if (!leaves[i].defined()) {
       bucket.only_hooked = false;
       continue;
     }
     ++bucket.hooked;
-    const auto accumulator = torch::autograd::impl::grad_accumulator(item->leaf);
+    const auto accumulator = torch::autograd::impl::grad_accumulator(leaves[i]);
     const auto key = accumulator->add_post_hook(std::make_unique<Hook>(*this, buckets_.size() - 1));
     hook_keys_.emplace_back(accumulator.get(), key);
     accumulators_.push_back(accumulator);
@@ -62,8 +62,17 @@ void GradientSync::ready(std::size_t bucket) {
 
 void GradientSync::send_ready_ones() {
   while (next_ < buckets_.size() && buckets_[next_].only_hooked && buckets_[next_].waiting_for == 0) {
-    under_way_.push_back(ranks_.start_sum(buckets_[next_++].gradients));
+    send_next();
   }
+}
+
+void GradientSync::send_next() {
+  std::vector<torch::Tensor> gradients;
+  for (const std::size_t i : buckets_[next_].tensors) {
+    if (parameters_.tensors[i].grad.numel() > 0) gradients.push_back(parameters_.tensors[i].grad);
+  }
+  ++next_;
+  if (!gradients.empty()) under_way_.push_back(ranks_.start_sum(std::move(gradients)));
 }
 
 void GradientSync::finish() {
@@ -71,7 +80,7 @@ void GradientSync::finish() {
   if (!open_) next_ = 0;
   open_ = false;
   sent_early_ = next_;
-  for (; next_ < buckets_.size(); ++next_) under_way_.push_back(ranks_.start_sum(buckets_[next_].gradients));
+  while (next_ < buckets_.size()) send_next();
   for (const auto& sum : under_way_) sum->wait();
   under_way_.clear();
 }

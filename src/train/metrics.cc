@@ -94,7 +94,8 @@ nlohmann::json TrainMeters::save_state() const {
           {"padded_positions", padded_positions},
           {"steps", steps},
           {"clipped", clipped},
-          {"skipped", skipped}};
+          {"skipped", skipped},
+          {"imbalance_sum", imbalance_sum}};
 }
 
 void TrainMeters::load_state(const nlohmann::json& state) {
@@ -110,6 +111,7 @@ void TrainMeters::load_state(const nlohmann::json& state) {
   steps = state.value("steps", std::int64_t{0});
   clipped = state.value("clipped", std::int64_t{0});
   skipped = state.value("skipped", std::int64_t{0});
+  imbalance_sum = state.value("imbalance_sum", 0.0);
 }
 
 }  // namespace train_gpt_v2

@@ -290,7 +290,8 @@ void AdamW::load_state(const Value& state, const std::vector<std::string>& names
     for (std::size_t i = 0; i < moments_.size(); ++i) {
       const TrainableTensor& target = parameters_.tensors[i];
       const bool mine = !shards_ || shards_->mine(i);
-      if (pass == 1 && mine && moments_[i].exp_avg.sizes() != target.value.sizes()) {  // an adapter that was pruned since
+      if (pass == 1 && mine &&
+          moments_[i].exp_avg.sizes() != target.value.sizes()) {  // an adapter that was pruned since
         moments_[i].exp_avg = torch::zeros(target.value.sizes(), moments_[i].exp_avg.options());
         moments_[i].exp_avg_sq = torch::zeros_like(moments_[i].exp_avg);
       }

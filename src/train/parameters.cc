@@ -8,6 +8,7 @@
 
 #include "train_gpt_v2/config/patterns.h"
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/hash.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/train/schedule.h"
 
@@ -174,10 +175,23 @@ ParameterSet build_parameter_set(UnifiedVoice& model, const Options& options, st
   }
   if (adapters) add_adapters(set, *adapters, options.peft.lora_dropout == 0);
   if (set.tensors.empty()) {
-    throw Error("CFG013", "nothing trains: every parameter is frozen").fix("correct trainable.freeze and trainable.train");
+    throw Error("CFG013", "nothing trains: every parameter is frozen")
+        .fix("correct trainable.freeze and trainable.train");
   }
   form_groups(set, options, effective_batch);
   return set;
+}
+
+std::string bit_fingerprint(const ParameterSet& parameters) {
+  const torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> sums;
+  for (const TrainableTensor& tensor : parameters.tensors) {
+    sums.push_back(tensor.value.detach().contiguous().view(torch::kInt32).sum(torch::kInt64));
+  }
+  const torch::Tensor all = torch::stack(sums).cpu();
+  Sha256 hash;
+  hash.update(all.const_data_ptr(), all.nbytes());
+  return hash.hex();
 }
 
 std::string describe_groups(const ParameterSet& parameters) {

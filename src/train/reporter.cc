@@ -84,6 +84,7 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   line["tokens_per_second"] = tokens_per_second;
   line["padding_share"] =
       1.0 - ratio(static_cast<double>(meters.positions), static_cast<double>(meters.padded_positions));
+  if (meters.imbalance_sum > 0) line["rank_imbalance"] = ratio(meters.imbalance_sum, steps);
   line["data_wait_share"] = ratio(meters.wait_seconds, meters.step_seconds);
   line["step_seconds"] = ratio(meters.step_seconds, steps);
   line["peak_memory_bytes"] = peak_memory_bytes(device_);

@@ -64,6 +64,7 @@ std::vector<Difference> fact_differences(const RunFacts& saved, const RunFacts& 
          ResumeClass::kOrder);
   }
   number("threads", saved.threads, now.threads, ResumeClass::kWarn);
+  number("ranks", saved.ranks, now.ranks, ResumeClass::kWarn);
   text("device", saved.device, now.device, ResumeClass::kWarn);
   text("CPU capability", saved.cpu_capability, now.cpu_capability, ResumeClass::kWarn);
   return found;
@@ -81,6 +82,7 @@ nlohmann::json RunFacts::save_state() const {
           {"fisher_sha256", fisher_sha256},
           {"precision", precision},
           {"threads", threads},
+          {"ranks", ranks},
           {"device", device},
           {"cpu_capability", cpu_capability}};
 }
@@ -95,6 +97,7 @@ void RunFacts::load_state(const nlohmann::json& state) {
   fisher_sha256 = state.value("fisher_sha256", "");
   precision = state.value("precision", "");
   threads = state.value("threads", std::int64_t{0});
+  ranks = state.value("ranks", std::int64_t{1});
   device = state.value("device", "");
   cpu_capability = state.value("cpu_capability", "");
 }

@@ -27,8 +27,8 @@ namespace {
 // Everything a run is made of, in order of construction; later members use earlier ones.
 class Session {
  public:
-  Session(const SessionRequest& request, Options options)
-      : request_(request), options_(std::move(options)), directory_(request.run_directory) {}
+  Session(const SessionRequest& request, Options options, Ranks& ranks)
+      : request_(request), options_(std::move(options)), directory_(request.run_directory), ranks_(ranks) {}
 
   ExitStatus run();
 
@@ -37,6 +37,7 @@ class Session {
   ExitStatus train();
   void begin_stage(std::string_view name) const;
   void choose_batch_size();
+  BatchFit measure_batch_size(std::int64_t effective);
   void find_checkpoint();
   void open_data();
   void plan_steps();
@@ -45,6 +46,8 @@ class Session {
   void build_training();
   void check_resume();
   void check_new_rows() const;
+  void check_ranks();
+  std::unique_ptr<GradientSync> make_sync();
   void restore();
   void mend_position();
   std::unique_ptr<BatchSequence> make_sequence();
@@ -58,6 +61,7 @@ class Session {
   const SessionRequest& request_;
   Options options_;
   std::string directory_;
+  Ranks& ranks_;
   std::optional<FoundCheckpoint> checkpoint_;
   CheckpointKind kind_ = CheckpointKind::kWeights;
 
@@ -73,6 +77,7 @@ class Session {
   bool rows_were_made_ = false;  // the start weights know fewer tokens than the tokenizer
   std::unique_ptr<Adaptation> adaptation_;
   ParameterSet parameters_;
+  std::unique_ptr<OptimizerShards> shards_;
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<Ema> ema_;
   std::uint64_t ema_device_bytes_ = 0;  // measured
@@ -88,7 +93,8 @@ class Session {
   TrainState state_;
 };
 
-// --- what to continue from --------------------------------------------------------------------------------------------
+// --- what to continue from
+// --------------------------------------------------------------------------------------------
 
 void Session::find_checkpoint() {
   if (request_.resume == "none") {
@@ -100,7 +106,10 @@ void Session::find_checkpoint() {
     return;
   }
   if (request_.resume == "auto") {
-    checkpoint_ = find_newest_checkpoint(directory_);
+    if (ranks_.first()) checkpoint_ = find_newest_checkpoint(directory_);
+    const std::string path = ranks_.from_first(checkpoint_ ? checkpoint_->path : "");
+    if (!ranks_.first() && !path.empty())
+      checkpoint_ = FoundCheckpoint{path, read_tensor_file(path, /*verify=*/true), 0};
     if (!checkpoint_ && has_checkpoints(directory_)) {
       throw Error("CKP012", "no checkpoint in the run directory can be used")
           .where(directory_)
@@ -144,7 +153,8 @@ bool Session::already_done() {
   return false;
 }
 
-// --- data -------------------------------------------------------------------------------------------------------------
+// --- data
+// -------------------------------------------------------------------------------------------------------------
 
 void Session::open_data() {
   const DataOptions& data = options_.data;
@@ -179,7 +189,8 @@ void Session::choose_batch_size() {
   const std::int64_t effective = *train.effective_batch;
   train.batch_size_auto = false;
   if (kind_ == CheckpointKind::kOurs) {
-    const TrainOptions before = load_config_json(stored_config(checkpoint_->file.root), checkpoint_->path).options.train;
+    const TrainOptions before =
+        load_config_json(stored_config(checkpoint_->file.root), checkpoint_->path).options.train;
     if (before.batch_size * before.grad_accumulation == effective) {
       train.batch_size = before.batch_size;
       train.grad_accumulation = before.grad_accumulation;
@@ -187,6 +198,24 @@ void Session::choose_batch_size() {
       return;
     }
   }
+  if (effective % ranks_.size() != 0) {
+    throw Error("NET004",
+                concat("train.effective_batch (", effective, ") is no multiple of the ", ranks_.size(), " ranks"))
+        .fix("choose a multiple");
+  }
+  BatchFit chosen;
+  if (ranks_.first()) chosen = measure_batch_size(effective / ranks_.size());
+  std::vector<double> said{static_cast<double>(chosen.batch_size), static_cast<double>(chosen.grad_accumulation)};
+  if (!ranks_.first()) said = {0, 0};
+  ranks_.sum(said);
+  train.batch_size = static_cast<std::int64_t>(said[0]);
+  train.grad_accumulation = static_cast<std::int64_t>(said[1]) * ranks_.size();
+  for (const std::string& reason : chosen.reasons) log_info("batch", reason);
+  log_info("batch", "chosen: ", train.batch_size, " x ", train.grad_accumulation, " = ", effective,
+           " samples per step; kept when this run is continued");
+}
+
+BatchFit Session::measure_batch_size(std::int64_t effective) {
   Options smallest = options_;
   smallest.train.batch_size = 1;
   smallest.train.grad_accumulation = effective;
@@ -196,7 +225,8 @@ void Session::choose_batch_size() {
   fit.effective_batch = effective;
   fit.first_size = table_batch_size(gib, is_gpu, !options_.peft.method.empty());
   fit.memory = memory_within_reach(request_.device).value_or(0);
-  Session scratch(request_, smallest);
+  Ranks alone;
+  Session scratch(request_, smallest, alone);
   scratch.open_data();
   scratch.plan_steps();
   scratch.build_model();
@@ -214,12 +244,7 @@ void Session::choose_batch_size() {
     }
   };
   fit.probe(1);  // moments and workspaces appear with the first step
-  const BatchFit chosen = fit_batch(fit);
-  for (const std::string& reason : chosen.reasons) log_info("batch", reason);
-  train.batch_size = chosen.batch_size;
-  train.grad_accumulation = chosen.grad_accumulation;
-  log_info("batch", "chosen: ", train.batch_size, " x ", train.grad_accumulation, " = ", effective,
-           " samples per step; kept when this run is continued");
+  return fit_batch(fit);
 }
 
 void Session::begin_stage(std::string_view name) const {
@@ -227,7 +252,8 @@ void Session::begin_stage(std::string_view name) const {
 }
 
 CheckpointParts Session::parts() {
-  return {*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_, *guard_, state_, options_, facts_, *adaptation_};
+  return {*model_, parameters_, *optimizer_, ema_.get(), scaler_.get(), *monitors_,
+          *guard_, state_,      options_,    facts_,     *adaptation_};
 }
 
 // Steps of the schedule and of the run (interface.md §2: optimizer.total_steps, train.max_steps, train.epochs).
@@ -281,7 +307,8 @@ std::unique_ptr<TrainingSampler> Session::make_sampler() {
   return sampler;
 }
 
-// --- model ------------------------------------------------------------------------------------------------------------
+// --- model
+// ------------------------------------------------------------------------------------------------------------
 
 void Session::build_model() {
   torch::NoGradGuard no_grad;
@@ -333,7 +360,12 @@ void Session::build_training() {
                                              facts_.total_steps, goal_step_);
   parameters_ = build_parameter_set(*model_, options_, facts_.effective_batch, adaptation_->adapters());
   check_new_rows();
-  optimizer_ = std::make_unique<AdamW>(parameters_, options_.optimizer);
+  if (options_.distributed.shard_optimizer && !ranks_.single()) {
+    std::vector<torch::Tensor> values;
+    for (const TrainableTensor& tensor : parameters_.tensors) values.push_back(tensor.value);
+    shards_ = std::make_unique<OptimizerShards>(ranks_, values);
+  }
+  optimizer_ = std::make_unique<AdamW>(parameters_, options_.optimizer, shards_.get());
   if (compute_ == at::kHalf) scaler_ = std::make_unique<GradScaler>();
   if (options_.ema.enabled) {
     const std::uint64_t before = allocated_bytes(request_.device);
@@ -350,8 +382,8 @@ void Session::build_training() {
 void Session::check_resume() {
   if (!checkpoint_) return;
   if (kind_ == CheckpointKind::kOurs) {
-    decision_ = compare_for_resume(stored_config(checkpoint_->file.root), stored_facts(checkpoint_->file.root), options_,
-                                   facts_, request_.allowed_changes);
+    decision_ = compare_for_resume(stored_config(checkpoint_->file.root), stored_facts(checkpoint_->file.root),
+                                   options_, facts_, request_.allowed_changes);
     for (const std::string& note : decision_.notes) log_info("resume", note);
     return;
   }
@@ -363,6 +395,27 @@ void Session::check_resume() {
       .fix("start fresh from it as a base: init.from = this file, and another --output-dir");
 }
 
+// The accumulation counts micro-batches over all ranks.
+void Session::check_ranks() {
+  facts_.ranks = ranks_.size();
+  const std::int64_t given = options_.train.grad_accumulation, ranks = ranks_.size();
+  if (given % ranks == 0) return;
+  const std::int64_t below = given / ranks * ranks;
+  throw Error("NET004", concat("train.grad_accumulation (", given, ") is no multiple of the ", ranks, " ranks"))
+      .detail("it counts micro-batches over all ranks")
+      .fix(concat("set it to ", below > 0 ? concat(below, " or ") : "", below + ranks));
+}
+
+// Gradients are summed while backward goes on where autograd fills them and nothing is added to them afterwards.
+std::unique_ptr<GradientSync> Session::make_sync() {
+  const bool overlapped = engine_->name() == "modules" && !adaptation_->adapters() && !adaptation_->ewc();
+  std::vector<torch::Tensor> leaves;
+  for (const TrainableTensor& tensor : parameters_.tensors) {
+    leaves.push_back(overlapped && tensor.first_row == 0 ? tensor.value : torch::Tensor());
+  }
+  return std::make_unique<GradientSync>(ranks_, parameters_, leaves);
+}
+
 // Rows that were just made by averaging must be able to move (algorithms.md §8).
 void Session::check_new_rows() const {
   constexpr const char* kTable = "text_embedding.weight";
@@ -371,8 +424,9 @@ void Session::check_new_rows() const {
   if (std::find(training.begin(), training.end(), kTable) != training.end()) return;
   throw Error("CFG018", "the text table is frozen, but the tokenizer has tokens that the start weights never saw")
       .detail("their rows are averages of old ones; frozen, the model could never tell the new tokens apart")
-      .fix("name it in trainable.train (\"wte\", with trainable.text_rows \"new_only\" to keep the old rows), or in "
-           "peft.target_modules");
+      .fix(
+          "name it in trainable.train (\"wte\", with trainable.text_rows \"new_only\" to keep the old rows), or in "
+          "peft.target_modules");
 }
 
 void Session::restore() {
@@ -415,7 +469,8 @@ void Session::mend_position() {
   if (cursor.batch >= sampler_->plan(cursor.epoch).size()) cursor = BatchCursor{cursor.epoch + 1, 0, 0, {}};
 }
 
-// --- what is going to happen ------------------------------------------------------------------------------------------
+// --- what is going to happen
+// ------------------------------------------------------------------------------------------
 
 void Session::banner() const {
   std::int64_t all = 0;
@@ -432,6 +487,10 @@ void Session::banner() const {
     log_info("run", "left out    ", reason.count, ": ", reason.reason,
              reason.examples.empty() ? "" : ", first " + reason.examples[0]);
   }
+  if (!ranks_.single()) {
+    log_info("run", "ranks       ", ranks_.describe(),
+             shards_ ? concat(", optimizer sharded: ", shards_->describe()) : "");
+  }
   log_info("run", "batch       ", options_.train.batch_size, " x ", options_.train.grad_accumulation, " = ",
            facts_.effective_batch, " samples per step, layout ", options_.train.layout);
   if (sampler_) {
@@ -447,7 +506,7 @@ void Session::banner() const {
            facts_.total_steps, "; starting at step ", state_.step);
   std::uint64_t size = 0;
   for (const StateEntry& entry : model_->state()) size += entry.tensor.nbytes();
-  size += optimizer_->state_bytes();
+  size += static_cast<std::uint64_t>(parameters_.trainable_count()) * 8;
   if (ema_) size += static_cast<std::uint64_t>(parameters_.trainable_count()) * 4;
   const std::uint64_t room = free_space(directory_) / std::max<std::uint64_t>(size, 1);
   log_info("run", "files       ", directory_, ", a checkpoint takes ", human_bytes(size), ", room for ", room);
@@ -491,7 +550,9 @@ bool Session::prepare() {
   if (look_early) find_checkpoint();
   choose_batch_size();
   plan_steps();
-  if (request_.resume == "auto" && !request_.preflight && already_done()) return false;
+  check_ranks();
+  if (request_.resume == "auto" && !request_.preflight && ranks_.from_first(ranks_.first() && already_done()))
+    return false;
   if (!look_early) find_checkpoint();
   begin_stage("weights");
   build_model();
@@ -517,11 +578,20 @@ ExitStatus Session::run() {
     if (prepare()) *request_.preflight = preflight();
     return ExitStatus::kOk;
   }
-  make_directories(directory_);
-  const RunLock lock(directory_);
-  add_log_file(path_join(directory_, "log.txt"));
+  std::optional<RunLock> lock;
+  if (ranks_.first()) {
+    make_directories(directory_);
+    lock.emplace(directory_);
+    add_log_file(path_join(directory_, "log.txt"));
+  }
   log_info("run", "train_gpt_v2 ", request_.build);
   if (!prepare()) return ExitStatus::kOk;
+  ranks_.check_equal("the program", request_.build);
+  ranks_.check_equal("the configuration", sha256(effective_json(options_)));
+  ranks_.check_equal("the data", concat(facts_.data_fingerprint, " ", facts_.replay_fingerprint, " ",
+                                        facts_.order_fingerprint, " ", facts_.tokenizer_sha256));
+  if (!ranks_.single()) ranks_.check_equal("the parameters", bit_fingerprint(parameters_));
+  if (!ranks_.first()) return request_.dry_run ? ExitStatus::kOk : train();
   write_file_atomically(path_join(directory_, "config.effective.json"), effective_json(options_));
   banner();
   look_at_data();
@@ -533,10 +603,15 @@ ExitStatus Session::train() {
   if (validation_ && options_.validation.interval > 0) {
     evaluator = std::make_unique<Evaluator>(*validation_, train_.get(), options_);
   }
-  BatchLoader loader(*train_, make_sequence(), {options_.data.num_workers, options_.data.prefetch_batches, 0, 1},
-                     state_.cursor);
-  CheckpointStore store(directory_, options_.checkpoint);
-  Reporter reporter(directory_, options_, parameters_, request_.device, state_.step, goal_step_);
+  const auto ranks = static_cast<std::uint64_t>(ranks_.size());
+  BatchLoader loader(
+      *train_, make_sequence(),
+      {options_.data.num_workers, options_.data.prefetch_batches, static_cast<std::uint64_t>(ranks_.rank()), ranks,
+       static_cast<std::uint64_t>(options_.train.grad_accumulation) / ranks},
+      state_.cursor);
+  CheckpointStore store(ranks_.first() ? directory_ : "", options_.checkpoint);
+  const std::unique_ptr<GradientSync> sync = make_sync();
+  Reporter reporter(ranks_.first() ? directory_ : "", options_, parameters_, request_.device, state_.step, goal_step_);
   reporter.lengths(*train_, state_.step);
   PythonExtras extras;
   const auto describe = [](const Dataset& dataset) {
@@ -556,8 +631,9 @@ ExitStatus Session::train() {
   reporter.event(state_.step, checkpoint_ ? "resume" : "start",
                  {{"from", checkpoint_ ? checkpoint_->path : options_.init.from}, {"build", request_.build}});
   checkpoint_.reset();  // unmaps the file
-  Trainer trainer({live, *schedule_, *engine_, loader, evaluator.get(), training_sampler_.get(), store, reporter, extras,
-                   directory_, request_.build, request_.max_steps, goal_step_, request_.hang_seconds});
+  Trainer trainer({live, *schedule_, *engine_, ranks_, *sync, loader, evaluator.get(), training_sampler_.get(), store,
+                   reporter, extras, directory_, request_.build, request_.max_steps, goal_step_,
+                   request_.hang_seconds});
   const TrainOutcome outcome = trainer.run();
   log_info("run", "stopped at step ", state_.step,
            "; continue with the same command; newest checkpoint: ", path_join(directory_, "latest.pt"));
@@ -582,7 +658,19 @@ std::string find_resume_file(const std::string& name, const std::string& run_dir
 }
 
 ExitStatus run_training(const SessionRequest& request) {
-  return Session(request, request.options).run();
+  Ranks ranks(request.ranks, request.options.distributed.backend, request.device);
+  try {
+    const ExitStatus status = Session(request, request.options, ranks).run();
+    ranks.leave();
+    return status;
+  } catch (const Error& failure) {
+    ranks.report_failure(failure);
+    throw;
+  } catch (const std::exception& failure) {
+    const bool memory = is_out_of_memory(failure);
+    ranks.report_failure(Error(memory ? "MEM001" : "INT001", failure.what()));
+    throw;
+  }
 }
 
 }  // namespace train_gpt_v2

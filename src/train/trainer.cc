@@ -1,8 +1,10 @@
 #include "train_gpt_v2/train/trainer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
@@ -15,6 +17,26 @@ namespace {
 
 bool due(std::int64_t step, std::int64_t interval) {
   return interval > 0 && step % interval == 0;
+}
+
+// The losses of all ranks.
+void sum_losses(WindowLosses& losses, Ranks& ranks) {
+  if (ranks.single()) return;
+  std::vector<double> all(7, 0.0);
+  if (losses.sums.defined()) std::copy_n(losses.sums.const_data_ptr<double>(), 4, all.begin());
+  all[4] = losses.loss;
+  all[5] = static_cast<double>(losses.positions);
+  all[6] = static_cast<double>(losses.padded_positions);
+  const double own = all[5];
+  ranks.sum(all);
+  losses.sums = torch::tensor(std::vector<double>(all.begin(), all.begin() + 4), torch::kFloat64);
+  losses.loss = all[4];
+  losses.positions = static_cast<std::int64_t>(all[5]);
+  losses.padded_positions = static_cast<std::int64_t>(all[6]);
+  std::vector<double> by_rank(static_cast<std::size_t>(ranks.size()), 0.0);
+  by_rank[static_cast<std::size_t>(ranks.rank())] = own;
+  ranks.sum(by_rank);
+  losses.most_positions = static_cast<std::int64_t>(*std::max_element(by_rank.begin(), by_rank.end()));
 }
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
@@ -30,14 +52,18 @@ Trainer::Trainer(TrainerParts parts)
       started_(std::chrono::steady_clock::now()),
       last_save_(started_),
       last_saved_step_(state_.step),
-      watchdog_(parts_.hang_seconds) {}
+      watchdog_(parts_.hang_seconds) {
+  memory_.halves = parts_.ranks.single();
+}
 
 TrainOutcome Trainer::run() {
   try {
     return train();
   } catch (const Error& failure) {
-    // Bad data, a lost file or too little memory leave the state whole, as it was at the window's edge.
-    if (failure.status() != ExitStatus::kDiverged && failure.status() != ExitStatus::kInternal) keep_what_is_there();
+    // Bad data, a lost file or too little memory leave the state whole, as it was at the window's edge. Several ranks
+    // cannot meet any more to save it: their newest checkpoint counts.
+    const bool whole = failure.status() != ExitStatus::kDiverged && failure.status() != ExitStatus::kInternal;
+    if (whole && parts_.ranks.single()) keep_what_is_there();
     throw;
   }
 }
@@ -54,8 +80,8 @@ TrainOutcome Trainer::train() {
   while (true) {
     if (const auto reason = reason_to_stop()) return finish(*reason);
     const auto begin = std::chrono::steady_clock::now();
-    const std::optional<Window> window = next_window();
-    if (!window) return finish(reason_to_stop().value_or(StopReason::kDataEnd));
+    std::optional<Window> window = next_window();
+    if (!agree(window)) return finish(reason_to_stop().value_or(StopReason::kDataEnd));
     if (!train_window(*window)) return finish(StopReason::kSignal);
     const double seconds = seconds_since(begin);
     state_.meters.step_seconds += seconds;
@@ -66,29 +92,68 @@ TrainOutcome Trainer::train() {
 
 bool Trainer::stop_asked(const char* doing) {
   watchdog_.alive(doing);
-  poll_trigger_files(parts_.run_directory);
+  if (parts_.ranks.first()) poll_trigger_files(parts_.run_directory);
   return stop_requested() != ExitStatus::kOk;
 }
 
+bool Trainer::time_is_over() const {
+  return options_.train.max_hours && seconds_since(started_) >= *options_.train.max_hours * 3600;
+}
+
+bool Trainer::save_is_wanted() {
+  const auto& minutes = options_.checkpoint.interval_minutes;
+  return take_save_request() || (minutes && !saved() && seconds_since(last_save_) >= *minutes * 60);
+}
+
 std::optional<StopReason> Trainer::reason_to_stop() {
-  if (stop_asked("training")) return StopReason::kSignal;
+  const bool asked = stop_asked("training");
+  if (parts_.ranks.single() ? asked : agreed_stop_ != ExitStatus::kOk) return StopReason::kSignal;
   if (state_.step >= parts_.goal_step) return StopReason::kGoal;
   if (parts_.core.monitors.should_stop()) return StopReason::kEarlyStop;
   if (parts_.process_step_limit && state_.step >= *parts_.process_step_limit) return StopReason::kProcessLimit;
-  if (options_.train.max_hours && seconds_since(started_) >= *options_.train.max_hours * 3600) {
-    return StopReason::kTimeLimit;
-  }
+  if (parts_.ranks.single() ? time_is_over() : agreed_time_over_) return StopReason::kTimeLimit;
   return std::nullopt;
+}
+
+// Whether to train the window. Of several ranks each has its part of it: this is where they learn of the whole, and of
+// each other's signals.
+bool Trainer::agree(std::optional<Window>& window) {
+  Ranks& ranks = parts_.ranks;
+  if (ranks.single()) return window.has_value();
+  const auto count = [](auto number) { return static_cast<double>(number); };
+  const ExitStatus stop = stop_requested();
+  const bool save = save_is_wanted();
+  std::vector<double> all{
+      window ? count(window->samples) : 0,    window ? count(window->text_tokens) : 0,
+      window ? count(window->mel_tokens) : 0, count(!window),
+      count(stop == ExitStatus::kSigint),     count(stop == ExitStatus::kSigterm),
+      count(stop == ExitStatus::kSighup),     count(save && (ranks.first() || stop == ExitStatus::kOk)),
+      count(ranks.first() && time_is_over())};
+  ranks.sum(all);
+  agreed_stop_ = all[4] > 0   ? ExitStatus::kSigint
+                 : all[5] > 0 ? ExitStatus::kSigterm
+                 : all[6] > 0 ? ExitStatus::kSighup
+                              : ExitStatus::kOk;
+  if (agreed_stop_ != ExitStatus::kOk) request_stop(agreed_stop_);
+  agreed_save_ = all[7] > 0;
+  agreed_time_over_ = all[8] > 0;
+  if (all[3] > 0 || agreed_stop_ != ExitStatus::kOk || agreed_time_over_) return false;
+  window->samples = static_cast<std::int64_t>(all[0]);
+  window->text_tokens = static_cast<std::int64_t>(all[1]);
+  window->mel_tokens = static_cast<std::int64_t>(all[2]);
+  return true;
 }
 
 std::optional<Trainer::Window> Trainer::next_window() {
   Window window;
-  while (static_cast<std::int64_t>(window.micro_batches.size()) < options_.train.grad_accumulation) {
+  const auto own = static_cast<std::size_t>(options_.train.grad_accumulation / parts_.ranks.size());
+  while (window.micro_batches.size() < own) {
     const auto begin = std::chrono::steady_clock::now();
     watchdog_.alive("waiting for the data loader");
     std::optional<LoadedBatch> loaded = parts_.loader.next();
     state_.meters.wait_seconds += seconds_since(begin);
     if (!loaded) return std::nullopt;  // an incomplete last window is not stepped
+    window.samples += loaded->batch.count();
     window.text_tokens += loaded->batch.text_tokens();
     window.mel_tokens += loaded->batch.mel_tokens();
     window.micro_batches.push_back(std::move(*loaded));
@@ -103,9 +168,8 @@ bool Trainer::train_window(const Window& window) {
   const WindowLosses losses = forward_backward(window, loss_scale);
   if (losses.stopped) return false;
   // Unless something reads the gradients after the update, the CPU may scale them there.
-  const ClipResult clip =
-      parts_.core.optimizer.unscale_and_clip(1.0 / loss_scale, train.grad_clip, train.clip_per_group,
-                                             parts_.core.adaptation.reads_clipped_gradients());
+  const ClipResult clip = parts_.core.optimizer.unscale_and_clip(
+      1.0 / loss_scale, train.grad_clip, train.clip_per_group, parts_.core.adaptation.reads_clipped_gradients());
   consume(window);
   if (window.text_tokens == 0) return true;  // nothing in it at all
   const bool finite = clip.finite && std::isfinite(losses.loss);
@@ -129,11 +193,12 @@ bool Trainer::train_window(const Window& window) {
   return true;
 }
 
-// Gradients of the whole window, unscaled by nothing but `loss_scale`.
+// Gradients and losses of the whole window, over all ranks; the gradients still carry `loss_scale`.
 WindowLosses Trainer::forward_backward(const Window& window, double loss_scale) {
   const TrainOptions& train = options_.train;
   const bool by_window = train.loss_normalization == "window_tokens";
-  const auto micro_count = static_cast<double>(window.micro_batches.size());
+  const auto micro_count = static_cast<double>(train.grad_accumulation);
+  Ranks& ranks = parts_.ranks;
   Adaptation& adaptation = parts_.core.adaptation;
   std::vector<WindowPart> parts;
   for (std::size_t micro = 0; micro < window.micro_batches.size(); ++micro) {
@@ -142,21 +207,32 @@ WindowLosses Trainer::forward_backward(const Window& window, double loss_scale) 
     const double text_tokens = by_window ? static_cast<double>(window.text_tokens) : micro_count * batch.text_tokens();
     const double mel_tokens = by_window ? static_cast<double>(window.mel_tokens) : micro_count * batch.mel_tokens();
     const double text_scale = train.text_loss_weight / text_tokens, mel_scale = train.mel_loss_weight / mel_tokens;
-    const DropoutKey key{static_cast<std::uint64_t>(train.seed), static_cast<std::uint32_t>(state_.windows),
-                         static_cast<std::uint32_t>(micro)};
+    const DropoutKey key{
+        static_cast<std::uint64_t>(train.seed), static_cast<std::uint32_t>(state_.windows),
+        static_cast<std::uint32_t>(micro * static_cast<std::size_t>(ranks.size()) + window.micro_batches[micro].place)};
     parts.push_back({&batch, key, text_scale, mel_scale});
   }
   watchdog_.alive("training");
   watchdog_.describe(concat("samples: ", join(window.micro_batches.front().batch.ids, " ")));
-  WindowLosses losses = run_window(
-      parts_.engine, parts, loss_scale, parts_.core.options.model, memory_,
-      [&] { adaptation.begin_window(parts_.core.parameters); }, [this] { return stop_asked("training"); });
+  const auto begin = [&] {
+    adaptation.begin_window(parts_.core.parameters);
+    if (ranks.single()) return;
+    // The fused engine clears what its own batches touched; the sums left what the others' did.
+    const torch::NoGradGuard no_grad;
+    for (TrainableTensor& tensor : parts_.core.parameters.tensors) tensor.grad.zero_();
+  };
+  const auto stop = [&] { return stop_asked("training") && ranks.single(); };
+  WindowLosses losses = run_window(parts_.engine, parts, loss_scale, parts_.core.options.model, memory_, begin, stop,
+                                   [this] { parts_.sync.begin_last_micro_batch(); });
   if (losses.stopped) return losses;
   if (losses.retries > 0) {
     parts_.reporter.event(state_.step, "out_of_memory",
                           {{"retries", losses.retries}, {"too_many_positions", memory_.too_many}});
   }
-  adaptation.complete_gradients(loss_scale);
+  adaptation.complete_gradients(loss_scale / ranks.size());
+  adaptation.agree(ranks);
+  parts_.sync.finish();
+  sum_losses(losses, ranks);
   const torch::NoGradGuard no_grad;
   for (torch::Tensor& rows : parts_.core.parameters.masked_grads) rows.zero_();
   return losses;
@@ -166,7 +242,7 @@ void Trainer::consume(const Window& window) {
   state_.cursor = window.micro_batches.back().after;
   state_.epoch = static_cast<std::int64_t>(window.micro_batches.back().epoch);
   ++state_.windows;
-  for (const LoadedBatch& micro : window.micro_batches) state_.samples += micro.batch.count();
+  state_.samples += window.samples;
 }
 
 void Trainer::update(const Window& window, const WindowLosses& losses, const ClipResult& clip) {
@@ -196,6 +272,10 @@ void Trainer::update(const Window& window, const WindowLosses& losses, const Cli
   meters.positions += losses.positions;
   meters.padded_positions += losses.padded_positions;
   meters.steps += 1;
+  if (losses.most_positions > 0) {
+    meters.imbalance_sum +=
+        static_cast<double>(losses.most_positions * parts_.ranks.size()) / static_cast<double>(losses.positions);
+  }
   meters.clipped += clip.clipped;
   state_.last_text_loss = value[0] / static_cast<double>(window.text_tokens);
   state_.last_mel_loss = value[1] / static_cast<double>(window.mel_tokens);
@@ -207,18 +287,35 @@ void Trainer::update(const Window& window, const WindowLosses& losses, const Cli
 void Trainer::report_bad_step(const Window& window, const WindowLosses& losses, const ClipResult& clip,
                               const StepVerdict& verdict) {
   std::vector<std::string> ids;
-  for (const LoadedBatch& micro : window.micro_batches) ids.insert(ids.end(), micro.batch.ids.begin(), micro.batch.ids.end());
+  for (const LoadedBatch& micro : window.micro_batches)
+    ids.insert(ids.end(), micro.batch.ids.begin(), micro.batch.ids.end());
   const bool searching_scale = parts_.core.scaler && !(clip.finite && std::isfinite(losses.loss));
   const std::int64_t number = state_.windows - 1;
-  const std::string file =
-      searching_scale ? "" : write_black_box(parts_.run_directory, {state_.step, number, losses.loss, clip.norm, verdict, window.micro_batches});
+  const BlackBoxEntry entry{state_.step,
+                            number,
+                            losses.loss,
+                            clip.norm,
+                            verdict,
+                            window.micro_batches,
+                            parts_.ranks.single() ? -1 : parts_.ranks.rank()};
+  const std::string file = searching_scale ? "" : write_black_box(parts_.run_directory, entry);
   const std::string action = step_action_name(verdict.action);
+  if (!parts_.ranks.single()) ids = parts_.ranks.gather(join(ids, " "));
   log_warning("stability", "step ", state_.step + 1, ": ", verdict.reason, " -> ", action, "; samples ", join(ids, " "),
               file.empty() ? "" : "; the batch is in " + file);
   if (verdict.action == StepAction::kRollback) return;  // its event follows, once metrics.jsonl is cut
-  parts_.reporter.event(state_.step, action == "warn" ? "spike" : action == "stop" ? "diverged" : action,
-                        {{"reason", verdict.reason}, {"window", number}, {"loss", losses.loss}, {"grad_norm", clip.norm},
-                         {"loss_z", verdict.loss_z}, {"norm_z", verdict.norm_z}, {"ids", ids}, {"black_box", file}});
+  parts_.reporter.event(state_.step,
+                        action == "warn"   ? "spike"
+                        : action == "stop" ? "diverged"
+                                           : action,
+                        {{"reason", verdict.reason},
+                         {"window", number},
+                         {"loss", losses.loss},
+                         {"grad_norm", clip.norm},
+                         {"loss_z", verdict.loss_z},
+                         {"norm_z", verdict.norm_z},
+                         {"ids", ids},
+                         {"black_box", file}});
 }
 
 void Trainer::skip_step() {
@@ -231,8 +328,12 @@ void Trainer::skip_step() {
 void Trainer::roll_back() {
   parts_.store.wait();
   report_saves();
-  const std::optional<FoundCheckpoint> good = find_newest_checkpoint(parts_.run_directory, state_.step);
-  if (!good || checkpoint_kind(good->file.root) != CheckpointKind::kOurs) {
+  std::optional<FoundCheckpoint> good;
+  if (parts_.ranks.first()) good = find_newest_checkpoint(parts_.run_directory, state_.step);
+  if (good && checkpoint_kind(good->file.root) != CheckpointKind::kOurs) good.reset();
+  const std::string path = parts_.ranks.from_first(good ? good->path : "");
+  if (!parts_.ranks.first() && !path.empty()) good = FoundCheckpoint{path, read_tensor_file(path, /*verify=*/true), 0};
+  if (!good) {
     log_warning("stability", "there is no checkpoint to go back to yet: the step is skipped");
     return skip_step();
   }
@@ -253,21 +354,27 @@ void Trainer::roll_back() {
   }
   parts_.reporter.rolled_back(state_.step);
   parts_.reporter.event(state_.step, "rollback",
-                        {{"from_step", left.step}, {"checkpoint", good->path}, {"window", left.windows - 1},
-                         {"windows_left_out", options_.stability.skip_steps + 1}, {"rollbacks", parts_.core.guard.rollbacks()}});
+                        {{"from_step", left.step},
+                         {"checkpoint", good->path},
+                         {"window", left.windows - 1},
+                         {"windows_left_out", options_.stability.skip_steps + 1},
+                         {"rollbacks", parts_.core.guard.rollbacks()}});
   log_warning("stability", "back from step ", left.step, " to step ", state_.step, " (", good->path, "), rollback ",
               parts_.core.guard.rollbacks(), " of at most ", options_.stability.max_rollbacks);
 }
 
 void Trainer::stop_diverged(const StepVerdict& verdict) {
-  const bool helpless = parts_.core.guard.rollbacks() > 0 && parts_.core.guard.rollbacks() >= options_.stability.max_rollbacks;
+  const bool helpless =
+      parts_.core.guard.rollbacks() > 0 && parts_.core.guard.rollbacks() >= options_.stability.max_rollbacks;
   throw Error(helpless ? "NUM003" : "NUM001",
-              helpless ? concat("training diverged: it left its course again after ", parts_.core.guard.rollbacks(), " rollbacks")
+              helpless ? concat("training diverged: it left its course again after ", parts_.core.guard.rollbacks(),
+                                " rollbacks")
                        : concat("training diverged: ", options_.stability.max_consecutive, " bad steps in a row"))
       .at(concat("step ", state_.step + 1))
       .detail(verdict.reason)
-      .fix(concat("look at the batches in ", path_join(parts_.run_directory, "black_box"),
-                  "; then go on from the last checkpoint with a lower optimizer.learning_rate (--allow-change schedule)"));
+      .fix(concat(
+          "look at the batches in ", path_join(parts_.run_directory, "black_box"),
+          "; then go on from the last checkpoint with a lower optimizer.learning_rate (--allow-change schedule)"));
 }
 
 void Trainer::do_what_is_due(bool last) {
@@ -281,11 +388,9 @@ void Trainer::do_what_is_due(bool last) {
   }
   report_saves();
   const CheckpointOptions& checkpoint = options_.checkpoint;
-  const bool minutes_over =
-      checkpoint.interval_minutes && seconds_since(last_save_) >= *checkpoint.interval_minutes * 60;
-  const bool asked = take_save_request();
-  if (asked || (!saved() && (due(state_.step, checkpoint.interval) || minutes_over))) {
-    save(/*wait=*/false);
+  const bool asked = parts_.ranks.single() ? save_is_wanted() : std::exchange(agreed_save_, false);
+  if (asked || due(state_.step, checkpoint.interval)) {
+    if (parts_.ranks.from_first(asked || !saved())) save(/*wait=*/false);
   }
   if (take_status_request()) parts_.reporter.status(state_);
   // Last: the checkpoint of this step is on its way meanwhile.
@@ -301,12 +406,13 @@ void Trainer::validate() {
   const auto stop = [this] { return stop_asked("validating"); };
   std::vector<ValidationResult> results;
   const auto run = [&](const std::string& weights) {
-    const EvaluatorOutput output = parts_.evaluator->run(parts_.engine, weights, stop);
+    const EvaluatorOutput output = parts_.evaluator->run(parts_.engine, weights, stop, parts_.ranks);
     parts_.reporter.validation(state_, output);
     results.insert(results.end(), output.results.begin(), output.results.end());
   };
+  const auto complete = [&] { return results.back().complete; };
   run("raw");
-  if (parts_.core.ema && stop_requested() == ExitStatus::kOk) {
+  if (parts_.core.ema && complete()) {
     {
       const Ema::ScopedSwap averaged(*parts_.core.ema);
       parts_.engine.parameters_changed();
@@ -315,7 +421,7 @@ void Trainer::validate() {
     parts_.engine.parameters_changed();
   }
   state_.validation_seconds += seconds_since(begin);
-  if (stop_requested() != ExitStatus::kOk) return;  // done again by whoever continues this run
+  if (!complete()) return;  // done again by whoever continues this run
   state_.validation_due = false;
   parts_.reporter.validation_cost(state_);
   const bool warmup_done = state_.step >= options_.optimizer.warmup_steps && parts_.core.adaptation.pruning_done();
@@ -351,6 +457,7 @@ void Trainer::sample() {
 // Everything for which training stands still: the wait for the files of an earlier step, then the copies.
 void Trainer::submit(std::string file_name, bool is_step_checkpoint, bool wait,
                      const std::function<Value()>& snapshot) {
+  if (!parts_.ranks.first()) return;
   const auto begin = std::chrono::steady_clock::now();
   watchdog_.alive("saving a checkpoint");
   parts_.store.wait_for_other_steps(state_.step);
@@ -365,12 +472,18 @@ void Trainer::submit(std::string file_name, bool is_step_checkpoint, bool wait,
 
 void Trainer::save(bool wait) {
   const Progress::Phase phase(parts_.reporter.progress(), "saving");
+  last_saved_step_ = state_.step;
+  last_save_ = std::chrono::steady_clock::now();
+  if (!parts_.ranks.single()) parts_.ranks.check_equal("the parameters", bit_fingerprint(parts_.core.parameters));
+  // Moments that are spread over the ranks come together: a call of all.
+  if (!parts_.ranks.first()) {
+    parts_.core.optimizer.save_state(parts_.schedule.factor(state_.step));
+    return;
+  }
   parts_.extras.recent_checkpoints.clear();
   for (const std::int64_t step : parts_.store.steps_on_disk()) {
     parts_.extras.recent_checkpoints.push_back(path_join(parts_.run_directory, CheckpointStore::step_file_name(step)));
   }
-  last_saved_step_ = state_.step;
-  last_save_ = std::chrono::steady_clock::now();
   submit(CheckpointStore::step_file_name(state_.step), /*is_step_checkpoint=*/true, wait, [this] {
     return snapshots_.training_checkpoint(parts_.core, parts_.extras, parts_.build,
                                           parts_.schedule.factor(state_.step));
@@ -397,13 +510,19 @@ void Trainer::keep_what_is_there() {
   }
 }
 
+// What rank 0 finds, for all.
+bool Trainer::something_to_save() {
+  const bool here = parts_.ranks.first() && (!saved() || state_.validation_due || parts_.store.steps_on_disk().empty());
+  return parts_.ranks.from_first(here);
+}
+
 // False when the time is over. What is being written cannot be interrupted; its temporary file is harmless.
 bool Trainer::save_within_grace() {
   const auto begin = std::chrono::steady_clock::now();
   const auto ended = [&] { return parts_.store.wait_for(options_.checkpoint.grace_seconds - seconds_since(begin)); };
   if (!ended()) return false;
   report_saves();
-  if (!saved() || state_.validation_due || parts_.store.steps_on_disk().empty()) save(/*wait=*/false);
+  if (something_to_save()) save(/*wait=*/false);
   if (!ended()) return false;
   report_saves();
   return true;
@@ -425,14 +544,14 @@ TrainOutcome Trainer::finish(StopReason reason) {
   } else {
     parts_.store.wait();
     report_saves();
-    if (!saved() || state_.validation_due || parts_.store.steps_on_disk().empty()) save(/*wait=*/true);
+    if (something_to_save()) save(/*wait=*/true);
     parts_.store.wait();
     report_saves();
   }
   const char* names[] = {"goal", "data_end", "early_stop", "process_limit", "time_limit", "signal"};
   const char* name = names[static_cast<int>(reason)];
   parts_.reporter.event(state_.step, reason == StopReason::kEarlyStop ? "early_stop" : "stop", {{"reason", name}});
-  if (goal && status == ExitStatus::kOk) {
+  if (goal && status == ExitStatus::kOk && parts_.ranks.first()) {
     nlohmann::ordered_json done = {{"reason", name}, {"step", state_.step}, {"goal", parts_.goal_step}};
     if (reason == StopReason::kEarlyStop) done["patience"] = options_.early_stopping.patience;
     write_file_atomically(path_join(parts_.run_directory, "DONE"), done.dump() + "\n");

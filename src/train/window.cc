@@ -38,11 +38,12 @@ LossSums within_memory(const Batch& batch, const ModelOptions& model, MemoryLimi
     reason = std::string(failure.what()).substr(0, 300);
   }
   release_cached_memory();
-  if (batch.count() < 2) {
-    throw Error("MEM001", concat("out of memory with a single sample of ", positions, " positions"))
+  if (batch.count() < 2 || !limit.halves) {
+    throw Error("MEM001", concat("out of memory with ", batch.count(), " samples of ", positions, " positions in all"))
         .at(concat("sample ", join(batch.ids, " ")))
         .detail(reason)
-        .fix("set train.activation_checkpointing to 1, or use a device with more memory");
+        .fix(batch.count() < 2 ? "set train.activation_checkpointing to 1, or use a device with more memory"
+                               : "lower train.batch_size and raise train.grad_accumulation by the same factor");
   }
   limit.too_many = positions;
   log_warning("memory", "out of memory with ", batch.count(), " samples (", positions,
@@ -66,13 +67,16 @@ void in_parts(const Batch& batch, std::int64_t first, const ModelOptions& model,
 
 WindowLosses try_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
                         const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
-                        const std::function<bool()>& stop) {
+                        const std::function<bool()>& stop, const std::function<void()>& before_last) {
   WindowLosses losses;
   engine.begin_window();
   begin();
+  std::size_t last = parts.size();
+  while (last > 0 && parts[last - 1].batch->count() == 0) --last;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const WindowPart& part = parts[i];
     if (part.batch->count() == 0) continue;  // every sample of it was bad and is skipped
+    if (i + 1 == last) before_last();
     in_parts(*part.batch, 0, model, limit, [&](const Batch& batch, std::int64_t first) {
       DropoutKey key = part.key;
       key.seed += static_cast<std::uint64_t>(first)
@@ -119,10 +123,10 @@ Batch slice(const Batch& batch, std::int64_t first, std::int64_t count) {
 
 WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
                         const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
-                        const std::function<bool()>& stop) {
+                        const std::function<bool()>& stop, const std::function<void()>& before_last) {
   for (std::int64_t retries = 0;; ++retries) {
     try {
-      WindowLosses losses = try_window(engine, parts, loss_scale, model, limit, begin, stop);
+      WindowLosses losses = try_window(engine, parts, loss_scale, model, limit, begin, stop, before_last);
       losses.retries = retries;
       return losses;
     } catch (const TryAgain&) {

@@ -85,6 +85,10 @@ class Ewc {
   // mode "proximal": after the optimiser step, with the learning rate of each direct tensor, in their order.
   void proximal_step(const std::vector<double>& rates);
 
+  // λ "auto" with several ranks: what one of them chose, or nothing yet, for all.
+  const std::optional<double>& lambda() const { return lambda_; }
+  void set_lambda(std::optional<double> lambda) { lambda_ = lambda; }
+
   EwcReport measure() const;
   std::size_t bytes() const;  // F and the anchors of direct tensors
   std::vector<std::string> names() const;

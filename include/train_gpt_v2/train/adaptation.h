@@ -22,6 +22,7 @@
 #include "train_gpt_v2/train/metrics.h"
 #include "train_gpt_v2/train/optimizer.h"
 #include "train_gpt_v2/train/parameters.h"
+#include "train_gpt_v2/train/ranks.h"
 
 namespace train_gpt_v2 {
 
@@ -50,6 +51,8 @@ class Adaptation {
   // EWC's pull, dL/dW' to the adapters, AdaLoRA's regulariser. `scale`: the loss scale; where the gradients of several
   // ranks are summed afterwards, divided by their number.
   void complete_gradients(double scale);
+  // All ranks: λ "auto" of EWC is what rank 0 chose.
+  void agree(Ranks& ranks);
   // `step`: the number of the step just taken, `factor` its factor on the learning rates. Moments, averages and gradient
   // buffers follow where ranks were pruned.
   std::optional<PruneResult> after_step(std::int64_t step, double factor, ParameterSet& parameters, AdamW& optimizer,

@@ -1,9 +1,10 @@
 #pragma once
 // The black box: the batch behind a step that stood out, kept so that it can be looked at and trained on again.
 //
-// RUN/black_box/window_{W}.pth (torch.save format): {step, window, action, reason, loss, grad_norm, loss_z, norm_z,
-// micro_batches: [{ids, text, text_begin, codes, code_begin, condition, emo_vec, ...}]}; the arrays are those of
-// data/batch.h. At most kMostFiles per run. A file that cannot be written is a warning: watching never stops training.
+// RUN/black_box/window_{W}.pth, of several ranks window_{W}_rank{R}.pth with the batches of each (torch.save format):
+// {step, window, action, reason, loss, grad_norm, loss_z, norm_z, micro_batches: [{ids, text, text_begin, codes,
+// code_begin, condition, emo_vec, ...}]}; the arrays are those of data/batch.h. At most kMostFiles per run. A file that
+// cannot be written is a warning: watching never stops training.
 
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ struct BlackBoxEntry {
   double loss = 0, grad_norm = 0;
   const StepVerdict& verdict;
   const std::vector<LoadedBatch>& micro_batches;
+  int rank = -1;  // -1: the only one
 };
 
 // The file's path, "" when it was not written.

@@ -4,8 +4,8 @@
 // The batches are the manifests' order cut into validation.batch_size samples (as the Python trainer; in the padded
 // layout the composition of a batch matters); max_batches takes an even stride of them, the same at every validation.
 // Splits by language and by whether the speaker occurs in training come from the manifests; text_usage_gap scores every
-// sample a second time with the next sample's text. With several ranks each takes its share of the batches; the sums are
-// those of all, so every rank gets the same results.
+// sample a second time with the next sample's text. With several ranks each takes its share of the batches; the sums
+// are those of all, so every rank gets the same results.
 
 #include <functional>
 #include <memory>

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "train_gpt_v2/train/parameters.h"
 #include "train_gpt_v2/train/ranks.h"
 
 namespace train_gpt_v2 {
@@ -22,11 +23,9 @@ class GradientSync {
  public:
   static constexpr std::int64_t kFirstBucketBytes = 1 << 20, kBucketBytes = 25 << 20;
 
-  // A gradient buffer and the leaf whose backward fills it; without a leaf it is sent by finish().
-  struct Item {
-    torch::Tensor gradient, leaf;
-  };
-  GradientSync(Ranks& ranks, std::vector<Item> items);
+  // `leaves[i]`: the leaf whose backward fills the i-th gradient; an undefined one leaves it to finish(). The gradients
+  // are looked up when they are sent, so buffers may be replaced between windows.
+  GradientSync(Ranks& ranks, const ParameterSet& parameters, const std::vector<torch::Tensor>& leaves);
   ~GradientSync();
   GradientSync(const GradientSync&) = delete;
   GradientSync& operator=(const GradientSync&) = delete;
@@ -41,8 +40,8 @@ class GradientSync {
 
  private:
   struct Bucket {
-    std::vector<torch::Tensor> gradients;
-    std::size_t waiting_for = 0;  // leaves whose backward has not come yet
+    std::vector<std::size_t> tensors;  // of the parameter set
+    std::size_t waiting_for = 0;       // leaves whose backward has not come yet
     std::size_t hooked = 0;
     bool only_hooked = true;
   };
@@ -50,8 +49,10 @@ class GradientSync {
 
   void ready(std::size_t bucket);
   void send_ready_ones();
+  void send_next();
 
   Ranks& ranks_;
+  const ParameterSet& parameters_;
   std::vector<Bucket> buckets_;
   std::vector<std::unique_ptr<PendingSum>> under_way_;
   std::size_t next_ = 0;  // the first bucket that was not sent

@@ -43,8 +43,8 @@ struct ParameterSet {
   std::vector<std::string> all_names;       // every parameter of the model in optimiser-index order
   std::vector<torch::Tensor> masked_grads;  // gradient rows that python_mask zeroes before the norm is taken
 
-  std::int64_t trainable_count() const;  // numbers, not tensors
-  bool stored_by_name() const;           // split text rows or adapters: not resumable in Python
+  std::int64_t trainable_count() const;              // numbers, not tensors
+  bool stored_by_name() const;                       // split text rows or adapters: not resumable in Python
   std::vector<std::string> beside_adapters() const;  // names of the model's own tensors that train
 
   // Fresh zero buffers for the adapters' gradients, after their tensors were loaded or pruned.
@@ -52,11 +52,14 @@ struct ParameterSet {
   void zero_adapter_gradients();
 };
 
-// Decides what trains, allocates the gradients (they become the parameters' .grad) and forms the groups; every trainable
-// tensor is in exactly one. Throws CFG errors for a pattern that matches nothing and for a tensor in two groups, PFT001
-// where trainable.train names an adapted matrix.
+// Decides what trains, allocates the gradients (they become the parameters' .grad) and forms the groups; every
+// trainable tensor is in exactly one. Throws CFG errors for a pattern that matches nothing and for a tensor in two
+// groups, PFT001 where trainable.train names an adapted matrix.
 ParameterSet build_parameter_set(UnifiedVoice& model, const Options& options, std::int64_t effective_batch,
                                  AdapterSet* adapters = nullptr);
+
+// Of the bits of everything that trains: equal parameters, equal text. One synchronisation.
+std::string bit_fingerprint(const ParameterSet& parameters);
 
 // Names, sizes, rates and decay of the groups as a table, for the log.
 std::string describe_groups(const ParameterSet& parameters);

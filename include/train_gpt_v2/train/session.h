@@ -12,6 +12,7 @@
 #include "train_gpt_v2/config/options.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/train/preflight.h"
+#include "train_gpt_v2/train/rank_environment.h"
 #include "train_gpt_v2/train/sampling.h"
 
 namespace train_gpt_v2 {
@@ -28,6 +29,7 @@ struct SessionRequest {
   // When set: no training and no trace in the run directory; two steps are measured, saving and loading tried.
   PreflightResult* preflight = nullptr;
   at::Device device = at::kCPU;
+  RankEnvironment ranks;  // one process of several: each runs this with its own rank
   std::string build;
   Vocoder vocoder;  // of the samples while training; empty: no sound
 };

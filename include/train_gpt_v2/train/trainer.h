@@ -2,8 +2,12 @@
 // The training loop. It owns nothing: what it drives is built by the session and given by reference.
 //
 // One round: take a window of micro-batches, forward and backward each, norm and clip, ask the stability guard, update,
-// average, count; then whatever is due: a line of metrics, validation, a checkpoint. Signals are polled between micro-batches; a window that
-// is not finished leaves no trace, so a checkpoint always stands at a window's edge (algorithms.md §7.2, §9.3).
+// average, count; then whatever is due: a line of metrics, validation, a checkpoint. Signals are polled between
+// micro-batches; a window that is not finished leaves no trace, so a checkpoint always stands at a window's edge
+// (algorithms.md §7.2, §9.3).
+//
+// With several ranks every window begins with one small sum: how much it holds over all of them, and whether anybody
+// has a reason to stop or to save. From then on all do the same; rank 0 reports, samples and writes.
 
 #include <chrono>
 #include <functional>
@@ -17,6 +21,8 @@
 #include "train_gpt_v2/train/checkpoint_store.h"
 #include "train_gpt_v2/train/engine.h"
 #include "train_gpt_v2/train/evaluator.h"
+#include "train_gpt_v2/train/gradient_sync.h"
+#include "train_gpt_v2/train/ranks.h"
 #include "train_gpt_v2/train/reporter.h"
 #include "train_gpt_v2/train/schedule.h"
 #include "train_gpt_v2/train/window.h"
@@ -27,9 +33,11 @@ struct TrainerParts {
   CheckpointParts& core;  // model, parameters, optimiser, EMA, scaler, monitors, counters, options, facts
   const LearningRateSchedule& schedule;
   Engine& engine;
+  Ranks& ranks;
+  GradientSync& sync;
   BatchLoader& loader;
   const Evaluator* evaluator;  // null: no validation
-  TrainingSampler* sampler;    // null: no samples
+  TrainingSampler* sampler;    // null: no samples, and on other ranks than the first
   CheckpointStore& store;
   Reporter& reporter;
   PythonExtras& extras;
@@ -52,21 +60,22 @@ class Trainer {
   explicit Trainer(TrainerParts parts);
 
   // Trains until there is a reason to stop; saves, and writes DONE where the run's own goal is reached.
-  // Throws NUM001 when bad steps follow each other, NUM003 when rollbacks do not help (train/stability.h), MEM001 when a
-  // single sample does not fit, IO002 when the state could not be saved at the end, and what the loader throws; except
-  // after the first two the state reached is saved before it leaves.
+  // Throws NUM001 when bad steps follow each other, NUM003 when rollbacks do not help (train/stability.h), MEM001 when
+  // a single sample does not fit, IO002 when the state could not be saved at the end, and what the loader throws;
+  // except after the first two the state reached is saved before it leaves.
   TrainOutcome run();
 
  private:
   struct Window {
     std::vector<LoadedBatch> micro_batches;
-    std::int64_t text_tokens = 0, mel_tokens = 0;
+    std::int64_t samples = 0, text_tokens = 0, mel_tokens = 0;  // of all ranks, once agree() has said so
   };
 
   TrainOutcome train();
   bool stop_asked(const char* doing);  // signals and trigger files; tells the watchdog that `doing` moves
   std::optional<StopReason> reason_to_stop();
   std::optional<Window> next_window();  // nothing: the data ended or a stop was asked
+  bool agree(std::optional<Window>& window);
   bool train_window(const Window& window);
   WindowLosses forward_backward(const Window& window, double loss_scale);
   void consume(const Window& window);
@@ -80,9 +89,12 @@ class Trainer {
   void validate();
   void sample();
   void save(bool wait);
+  bool time_is_over() const;
+  bool save_is_wanted();
   void submit(std::string file_name, bool is_step_checkpoint, bool wait, const std::function<Value()>& snapshot);
   void report_saves();
   bool saved() const { return last_saved_step_ == state_.step; }
+  bool something_to_save();
   bool save_within_grace();
   void keep_what_is_there();
   TrainOutcome finish(StopReason reason);
@@ -92,6 +104,8 @@ class Trainer {
   const Options& options_;
   std::chrono::steady_clock::time_point started_, last_save_;
   std::int64_t last_validated_step_ = -1, last_sampled_step_ = -1, last_saved_step_ = -1;
+  ExitStatus agreed_stop_ = ExitStatus::kOk;  // several ranks: what agree() found out
+  bool agreed_save_ = false, agreed_time_over_ = false;
   MemoryLimit memory_;
   Watchdog watchdog_;
   SnapshotMaker snapshots_;

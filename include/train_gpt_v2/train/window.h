@@ -6,7 +6,7 @@
 // the packed layout without dropout gives the same gradients up to rounding; dropout masks of later parts are drawn
 // anew, and in the padded layout a half is padded to its own longest sample. What did not fit is remembered, so later
 // micro-batches of that size are halved at once.
-// Errors: MEM001 where a single sample does not fit. Threads: one.
+// Errors: MEM001 where a single sample, or without halves a micro-batch, does not fit. Threads: one.
 
 #include <cstdint>
 #include <functional>
@@ -30,20 +30,24 @@ struct WindowLosses {
   double loss = 0;     // what is differentiated
   torch::Tensor sums;  // float64 [4] as LossSums::values, on the host; undefined when every micro-batch was empty
   std::int64_t positions = 0, padded_positions = 0;
-  std::int64_t retries = 0;  // how often memory was too small
-  bool stopped = false;      // by `stop`: the gradients are worthless
+  std::int64_t most_positions = 0;  // of several ranks, those of the one with most
+  std::int64_t retries = 0;         // how often memory was too small
+  bool stopped = false;             // by `stop`: the gradients are worthless
 };
 
 // Micro-batches with at least this many positions do not fit.
 struct MemoryLimit {
+  bool halves = true;  // false: what does not fit is an error (several ranks, whose sums may be under way)
   std::int64_t too_many = std::numeric_limits<std::int64_t>::max();
 };
 
 // `loss_scale` is the gradient scaler's. `begin` is called whenever the window begins (anew), behind the engine's
-// begin_window(). `stop` is asked after every micro-batch but the last.
-WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
-                        const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
-                        const std::function<bool()>& stop);
+// begin_window(). `stop` is asked after every micro-batch but the last; `before_last` is called before the last one
+// that has samples.
+WindowLosses run_window(
+    Engine& engine, const std::vector<WindowPart>& parts, double loss_scale, const ModelOptions& model,
+    MemoryLimit& limit, const std::function<void()>& begin, const std::function<bool()>& stop,
+    const std::function<void()>& before_last = [] {});
 
 // The same for one batch of a validation.
 LossSums evaluate_in_memory(Engine& engine, const Batch& batch, bool per_sample, const ModelOptions& model,

@@ -209,14 +209,14 @@ TEST(Ranks, AKilledRankEndsTheOthersForAnotherTry) {
 TEST(GradientSync, SumsOnceAndOverlapsWithBackward) {
   const auto statuses = run_ranks(2, [](Ranks& ranks) {
     const std::int64_t wide = GradientSync::kFirstBucketBytes / 4;  // a bucket of its own each
-    std::vector<GradientSync::Item> items;
+    ParameterSet parameters;
     std::vector<torch::Tensor> leaves;
     for (int i = 0; i < 3; ++i) {
       leaves.push_back(torch::ones({wide * (i == 0 ? 30 : 1)}).set_requires_grad(true));
       leaves.back().mutable_grad() = torch::zeros_like(leaves.back());
-      items.push_back({leaves.back().grad(), leaves.back()});
+      parameters.tensors.push_back({"", leaves.back(), leaves.back().mutable_grad(), 0, 0, {}});
     }
-    GradientSync sync(ranks, items);
+    GradientSync sync(ranks, parameters, leaves);
     const auto backward = [&] {
       torch::Tensor loss = torch::zeros({});
       for (int i = 0; i < 3; ++i)
@@ -237,7 +237,10 @@ TEST(GradientSync, SumsOnceAndOverlapsWithBackward) {
     if (sync.buckets() < 2 || sync.sent_during_backward() != sync.buckets()) return 2;
     for (const torch::Tensor& leaf : leaves) leaf.mutable_grad().fill_(ranks.rank() + 1.0f);
     sync.finish();  // a rank without a last micro-batch: everything is sent here
-    return leaves[0].grad()[0].item<float>() == 3 ? 0 : 3;
+    if (leaves[0].grad()[0].item<float>() != 3) return 3;
+    parameters.tensors[1].grad = torch::full({5}, ranks.rank() + 1.0f);  // a buffer that was replaced
+    sync.finish();
+    return parameters.tensors[1].grad[4].item<float>() == 3 ? 0 : 4;
   });
   EXPECT_THAT(statuses, ::testing::Each(0));
 }
