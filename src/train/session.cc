@@ -1,4 +1,4 @@
-#include "train_gpt_v2/train/session.h"
+#include "session_impl.h"
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
@@ -22,79 +22,8 @@
 #include "train_gpt_v2/train/trainer.h"
 
 namespace train_gpt_v2 {
-namespace {
 
-// Everything a run is made of, in order of construction; later members use earlier ones.
-class Session {
- public:
-  Session(const SessionRequest& request, Options options, Ranks& ranks)
-      : request_(request), options_(std::move(options)), directory_(request.run_directory), ranks_(ranks) {}
-
-  ExitStatus run();
-
- private:
-  bool prepare();
-  ExitStatus train();
-  void begin_stage(std::string_view name) const;
-  void choose_batch_size();
-  BatchFit measure_batch_size(std::int64_t effective);
-  void find_checkpoint();
-  void open_data();
-  void plan_steps();
-  void build_model();
-  void load_base_weights();
-  void build_training();
-  void check_resume();
-  void check_new_rows() const;
-  void check_ranks();
-  std::unique_ptr<GradientSync> make_sync();
-  void restore();
-  void mend_position();
-  std::unique_ptr<BatchSequence> make_sequence();
-  std::unique_ptr<TrainingSampler> make_sampler();
-  CheckpointParts parts();
-  PreflightResult preflight();
-  bool already_done();
-  void banner() const;
-  void look_at_data() const;
-
-  const SessionRequest& request_;
-  Options options_;
-  std::string directory_;
-  Ranks& ranks_;
-  std::optional<FoundCheckpoint> checkpoint_;
-  CheckpointKind kind_ = CheckpointKind::kWeights;
-
-  std::shared_ptr<const Tokenizer> tokenizer_;
-  std::unique_ptr<Dataset> train_, validation_;
-  std::unique_ptr<Sampler> sampler_;
-  std::optional<OrderFile> order_;
-  std::int64_t batches_per_epoch_ = 0, goal_step_ = INT64_MAX;
-  RunFacts facts_;
-  at::ScalarType compute_ = at::kFloat;
-
-  std::unique_ptr<UnifiedVoice> model_;
-  bool rows_were_made_ = false;  // the start weights know fewer tokens than the tokenizer
-  std::unique_ptr<Adaptation> adaptation_;
-  ParameterSet parameters_;
-  std::unique_ptr<OptimizerShards> shards_;
-  std::unique_ptr<AdamW> optimizer_;
-  std::unique_ptr<Ema> ema_;
-  std::uint64_t ema_device_bytes_ = 0;  // measured
-  std::unique_ptr<GradScaler> scaler_;
-  std::unique_ptr<Monitors> monitors_;
-  std::unique_ptr<StabilityGuard> guard_;
-  std::unique_ptr<LearningRateSchedule> schedule_;
-  std::unique_ptr<Engine> engine_;
-  std::string engine_reason_;
-  std::unique_ptr<TrainingSampler> training_sampler_;
-  bool has_conditioners_ = true;  // false: the start weights came without them
-  ResumeDecision decision_;
-  TrainState state_;
-};
-
-// --- what to continue from
-// --------------------------------------------------------------------------------------------
+// --- what to continue from -------------------------------------------------------------------------------------------
 
 void Session::find_checkpoint() {
   if (request_.resume == "none") {
@@ -153,8 +82,7 @@ bool Session::already_done() {
   return false;
 }
 
-// --- data
-// -------------------------------------------------------------------------------------------------------------
+// --- data ------------------------------------------------------------------------------------------------------------
 
 void Session::open_data() {
   const DataOptions& data = options_.data;
@@ -307,8 +235,7 @@ std::unique_ptr<TrainingSampler> Session::make_sampler() {
   return sampler;
 }
 
-// --- model
-// ------------------------------------------------------------------------------------------------------------
+// --- model -----------------------------------------------------------------------------------------------------------
 
 void Session::build_model() {
   torch::NoGradGuard no_grad;
@@ -469,79 +396,6 @@ void Session::mend_position() {
   if (cursor.batch >= sampler_->plan(cursor.epoch).size()) cursor = BatchCursor{cursor.epoch + 1, 0, 0, {}};
 }
 
-// --- what is going to happen
-// ------------------------------------------------------------------------------------------
-
-void Session::banner() const {
-  std::int64_t all = 0;
-  for (const auto& parameter : model_->parameters()) all += parameter.numel();
-  const auto count = [](std::int64_t n) { return human_count(static_cast<std::uint64_t>(n)); };
-  log_info("run", "device      ", describe_device(request_.device), ", ", facts_.precision, ", engine ",
-           engine_->name(), " (", engine_reason_, ")");
-  log_info("run", "parameters  ", count(all), ", trainable ", count(parameters_.trainable_count()));
-  log_info("run", "groups\n", describe_groups(parameters_));
-  if (const std::string text = adaptation_->describe(); !text.empty()) log_info("run", "adaptation\n", text);
-  log_info("run", "samples     ", count(static_cast<std::int64_t>(train_->epoch_size())), " of ", train_->records(),
-           " records", validation_ ? concat(", validation ", validation_->epoch_size()) : ", no validation");
-  for (const DropReason& reason : train_->dropped()) {
-    log_info("run", "left out    ", reason.count, ": ", reason.reason,
-             reason.examples.empty() ? "" : ", first " + reason.examples[0]);
-  }
-  if (!ranks_.single()) {
-    log_info("run", "ranks       ", ranks_.describe(),
-             shards_ ? concat(", optimizer sharded: ", shards_->describe()) : "");
-  }
-  log_info("run", "batch       ", options_.train.batch_size, " x ", options_.train.grad_accumulation, " = ",
-           facts_.effective_batch, " samples per step, layout ", options_.train.layout);
-  if (sampler_) {
-    const PlanStatistics plan = plan_statistics(*train_, sampler_->plan(state_.cursor.epoch));
-    log_info("run", "sampler     ", options_.sampler.mode, ": padding in a padded layout ",
-             fixed(100 * plan.padding_share, 1), " % (random batches ", fixed(100 * plan.random_padding_share, 1),
-             " %), speakers per batch ", fixed(plan.speakers_per_batch, 1), " (random ",
-             fixed(plan.random_speakers_per_batch, 1), "), length correlation of neighbours ",
-             fixed(plan.length_correlation, 2));
-  }
-  log_info("run", "steps       ", batches_per_epoch_ / options_.train.grad_accumulation, " per epoch, ",
-           goal_step_ < INT64_MAX ? concat(goal_step_, " in all") : "until the data ends", ", schedule over ",
-           facts_.total_steps, "; starting at step ", state_.step);
-  std::uint64_t size = 0;
-  for (const StateEntry& entry : model_->state()) size += entry.tensor.nbytes();
-  size += static_cast<std::uint64_t>(parameters_.trainable_count()) * 8;
-  if (ema_) size += static_cast<std::uint64_t>(parameters_.trainable_count()) * 4;
-  const std::uint64_t room = free_space(directory_) / std::max<std::uint64_t>(size, 1);
-  log_info("run", "files       ", directory_, ", a checkpoint takes ", human_bytes(size), ", room for ", room);
-  if (room < 2) {
-    throw Error("IO002", "there is no room for two checkpoints")
-        .where(directory_)
-        .detail(concat("one takes ", human_bytes(size), ", free are ", human_bytes(free_space(directory_))))
-        .fix("free space, or choose another --output-dir");
-  }
-  if (ema_) {
-    const auto shadows = static_cast<std::uint64_t>(parameters_.trainable_count()) * 4;
-    const double growth = static_cast<double>(shadows) / static_cast<double>(size - shadows);
-    log_info("run", "EMA         ", human_bytes(ema_device_bytes_), " more on the device, measured (ema.device \"",
-             options_.ema.device, "\"; 4 bytes per trainable number are ", human_bytes(shadows),
-             "); a checkpoint grows by ", human_bytes(shadows), ", ", fixed(100 * growth, 1), " %",
-             growth > 0.1 ? " (the +5 % of adapters does not hold where whole tensors train)" : "");
-    if (options_.ema.decay >= 1 - 1e-9 || 10.0 / (1 - options_.ema.decay) > static_cast<double>(facts_.total_steps)) {
-      log_warning("ema", "decay ", options_.ema.decay, " averages over about ", fixed(1 / (1 - options_.ema.decay), 0),
-                  " steps; a run of ", facts_.total_steps, " steps is short for it (0.999 fits better)");
-    }
-  }
-}
-
-// The quick data doctor: warnings, and data_report.json for the report page. Nothing stops the run here.
-void Session::look_at_data() const {
-  const DoctorReport report = examine_quickly(*train_, validation_.get(), tokenizer_.get());
-  for (const Finding& finding : report.findings) {
-    if (finding.severity == Severity::kInfo || finding.places.empty()) continue;
-    const FindingPlace& place = finding.places.front();
-    log_warning("data", finding.summary, " (", human_count(finding.count), "), first ", place.file, ":", place.line,
-                place.detail.empty() ? "" : ": ", place.detail, "; train_gpt_v2 check tells more");
-  }
-  write_file_atomically(path_join(directory_, "data_report.json"), report.json().dump(1) + "\n");
-}
-
 // Everything up to the first step; false when there is nothing left to train.
 bool Session::prepare() {
   begin_stage("plan");
@@ -560,7 +414,7 @@ bool Session::prepare() {
   restore();
   adaptation_->protect(parameters_, checkpoint_ ? stored_ewc(checkpoint_->file.root) : nullptr);
   engine_->parameters_changed();
-  training_sampler_ = make_sampler();
+  if (ranks_.first()) training_sampler_ = make_sampler();
   return true;
 }
 
@@ -639,8 +493,6 @@ ExitStatus Session::train() {
            "; continue with the same command; newest checkpoint: ", path_join(directory_, "latest.pt"));
   return outcome.status;
 }
-
-}  // namespace
 
 std::string find_resume_file(const std::string& name, const std::string& run_directory) {
   const bool bare = name.find('/') == std::string::npos;

@@ -107,7 +107,7 @@ manifest=$root/tests/data/fixtures/data/val_pairs.jsonl
 check "fisher" "$program" fisher --config "$work/phase1.json" --checkpoint "$root/tests/data/fixtures/model/gpt.pth" \
   --manifest "$manifest::am" --output "$work/fisher.safetensors" --device cpu -q
 config phase2 '{"peft": {"method": "dora_adalora", "rank": 4, "pruning_steps": [8, 14], "target_budget": 20},
-  "trainable": {"train": ["text_head", "mel_head"], "text_rows": "all"},
+  "trainable": {"train": ["wte", "text_head", "mel_head"], "text_rows": "all"},
   "ewc": {"enabled": true, "fisher": "'"$work"'/fisher.safetensors", "lambda": 100}}'
 check "phase 2, one rank" run phase2 one2
 check "phase 2, three ranks" run_on 3 phase2 three2
@@ -144,5 +144,6 @@ check "it saved" test -e "$work/signals/latest.pt"
 
 fails_with 78 "accumulation that the ranks do not divide" run_on 2 phase1 odd --set train.grad_accumulation=3
 check "it names what would do" says "2 or 4"
-fails_with 65 "bad data on one rank" run_on 2 phase1 bad --set "data.train_manifests=[\"$work/none.jsonl\"]" || true
+printf '{"broken\n' >"$work/broken.jsonl"
+fails_with 65 "bad data" run_on 2 phase1 bad --set "data.train_manifests=[\"$work/broken.jsonl\"]"
 finish
