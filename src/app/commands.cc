@@ -127,7 +127,7 @@ void add_train(CLI::App& app, ExitStatus& status) {
     request.dry_run = arguments->dry_run;
     request.hang_seconds = arguments->hang_seconds;
     request.ranks = read_rank_environment();
-    if (request.ranks.rank > 0) configure_logging({LogLevel::kWarning, !arguments->no_color});
+    if (request.ranks.rank > 0) configure_logging({LogLevel::kWarning, !arguments->no_colour});
     request.device = choose_device(arguments->device, request.ranks.local_rank);
     request.build = build_id();
     request.vocoder = training_vocoder(config.options);

@@ -32,6 +32,7 @@ class SmallMemory final : public Engine {
     check(batch);
     return inner_.evaluate(batch, per_sample);
   }
+  void parameters_changed() override { inner_.parameters_changed(); }
   int failures() const { return failures_; }
 
  private:
