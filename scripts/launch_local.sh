@@ -45,6 +45,7 @@ port=${MASTER_PORT:-$(free_port)}
 threads=${OMP_NUM_THREADS:-$(( ($(nproc) + count - 1) / count ))}
 
 ranks=()
+trap '[ ${#ranks[@]} = 0 ] || kill -TERM "${ranks[@]}" 2>/dev/null || true' EXIT
 # shellcheck disable=SC2317
 forward() { kill -s "$1" "${ranks[@]}" 2>/dev/null || true; }
 for signal in INT TERM HUP USR1; do
@@ -72,6 +73,6 @@ while [ ${#ranks[@]} -gt 0 ]; do
     echo "launch_local: ${#ranks[@]} ranks go on without the one that failed; stopping them" >&2
     kill -KILL "${ranks[@]}" 2>/dev/null || true
   fi
-  sleep 0.2
+  sleep 0.2 || true
 done
 exit "$status"

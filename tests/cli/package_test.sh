@@ -11,10 +11,10 @@ fails_with 64 "bad level" "$root/scripts/package.sh" --level 0 "$work/x.tar.zst"
 fails_with 66 "no program" "$root/scripts/package.sh" --program "$work/none" "$work/x.tar.zst"
 check "nothing is left behind" test -z "$(find "$work" -name '*.tar.zst' -o -name '.package*')"
 
-check "packs" "$root/scripts/package.sh" --program "$program" --level 1 "$work/out/package.tar.zst"
+check "packs" "$root/scripts/package.sh" --program "$program" --level 1 "$work/archive/package.tar.zst"
 mkdir "$work/elsewhere"
-check "unpacks" tar --zstd -C "$work/elsewhere" -xf "$work/out/package.tar.zst"
-rm -rf "$work/out"
+check "unpacks" tar --zstd -C "$work/elsewhere" -xf "$work/archive/package.tar.zst"
+rm -rf "$work/archive"
 packed=$work/elsewhere/train_gpt_v2/bin/train_gpt_v2
 
 # Every library but the C library's own comes from the package, whatever the environment says.

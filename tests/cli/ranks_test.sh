@@ -91,6 +91,8 @@ PYTHON
 }
 
 run() { "$program" --config "$work/$1.json" --output-dir "$work/$2" --device cpu -q "${@:3}"; }
+# For the background: the launcher is the process that $! names.
+run_on_alone() { exec "$launch" -n "$1" -- train_gpt_v2 --config "$work/$2.json" --output-dir "$work/$3" --device cpu -q; }
 run_on() { "$launch" -n "$1" -- train_gpt_v2 --config "$work/$2.json" --output-dir "$work/$3" --device cpu -q "${@:4}"; }
 
 # --- the same steps, with everything of phase 1, and with adapters, rank allocation and EWC
@@ -114,16 +116,26 @@ check "phase 2, three ranks" run_on 3 phase2 three2
 check "three ranks take the same steps in phase 2" same_run one2 three2
 
 # --- deaths, resumes, signals
-check "two ranks stop at step 10" run_on 2 phase1 parts --max-steps 10
-run_on 2 phase1 parts >"$work/out" 2>"$work/err" &
+# at_step RUN N: waits until its metrics show step N.
+at_step() {
+  for _ in $(seq 300); do
+    grep -qs "\"step\":$2," "$work/$1/metrics.jsonl" && return
+    sleep 0.05
+  done
+  return 1
+}
+config deaths '{"train": {"max_steps": 60}, "checkpoint": {"interval": 4}}'
+check "two ranks, 60 steps" run_on 2 deaths whole
+run_on_alone 2 deaths parts >"$work/out" 2>"$work/err" &
 launcher=$!
-sleep 2
-pkill -KILL -P "$launcher" -n || true
+check "it is under way" at_step parts 13
+pkill -KILL -n -P "$launcher" -f -- --output-dir || true
 status=0; wait "$launcher" || status=$?
 check "a killed rank ends all, was $status" test "$status" != 0
 check "no rank is left" test -z "$(pgrep -f "$work/parts" || true)"
-check "two ranks go on" run_on 2 phase1 parts
-"$program" inspect --json "$work/two/latest.pt" "$work/parts/latest.pt" >"$work/difference.json"
+check "a checkpoint is there" test -e "$work/parts/latest.pt"
+check "two ranks go on" run_on 2 deaths parts
+"$program" inspect --json "$work/whole/latest.pt" "$work/parts/latest.pt" >"$work/difference.json"
 check "a killed and continued run ends with the same bits" python3 - "$work/difference.json" <<'PYTHON'
 import sys
 text = open(sys.argv[1]).read()
@@ -133,10 +145,10 @@ check "two ranks stop at step 10" run_on 2 phase1 other --max-steps 10
 check "three ranks go on with the run of two" run_on 3 phase1 other
 check "it took the same steps" same_run one other
 
-config long '{"train": {"max_steps": 100000}, "validation": {"interval": 0}}'
-run_on 2 long signals >"$work/out" 2>"$work/err" &
+config long '{"train": {"max_steps": 100000}, "validation": {"interval": 0}, "early_stopping": {"enabled": false}}'
+run_on_alone 2 long signals >"$work/out" 2>"$work/err" &
 launcher=$!
-for _ in $(seq 100); do grep -qs '"step":3,' "$work/signals/metrics.jsonl" && break; sleep 0.2; done
+check "it is under way" at_step signals 3
 kill -TERM "$launcher"
 status=0; wait "$launcher" || status=$?
 check "SIGTERM is agreed: status 143, was $status: $(tail -n 3 "$work/err")" test "$status" = 143
