@@ -12,6 +12,7 @@ Measures one training step and what it is made of, the components, how cost grow
                        JSONL, run by run in turn; losses (dropout 0, 20 steps) are compared before times. For example
                        --against "python3 tests/bench/python_trainer.py --variant as_shipped"
                        (tests/bench/bench.py lists the arguments that are added to the command). Repeatable.
+  --ranks N            also the same windows on one rank and on N of this machine: efficiency
   --only-against       nothing but these comparisons
   --quick              small model and small data: minutes instead of an hour; no figures to publish
   --threads N          threads of both sides (default: all cores)
@@ -36,10 +37,10 @@ while [ $# -gt 0 ]; do
   case "$1" in
     -h|--help) usage; exit 0 ;;
     --quick|--only-against) words+=("$1"); shift ;;
-    --against|--threads|--clock|--device|--dim|--layers|--batch|--peak|--json)
+    --against|--ranks|--threads|--clock|--device|--dim|--layers|--batch|--peak|--json)
       [ $# -gt 1 ] || wrong_use "$1 needs a value"
       case "$1" in
-        --threads|--dim|--layers|--batch)
+        --ranks|--threads|--dim|--layers|--batch)
           case "$2" in ''|0*|*[!0-9]*) wrong_use "$1 takes a whole number above 0, not '$2'" ;; esac ;;
         --device) [ "$2" = cpu ] || [ "$2" = cuda ] || wrong_use "--device is cpu or cuda, not '$2'" ;;
         --peak) case "$2" in ''|.|*[!0-9.]*|*.*.*) wrong_use "--peak takes a number, not '$2'" ;; esac ;;
@@ -52,7 +53,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 case " ${words[*]-} " in
-  *" --only-against "*) case " ${words[*]} " in *" --against "*) ;; *) wrong_use "--only-against needs --against" ;; esac ;;
+  *" --only-against "*) case " ${words[*]} " in *" --against "*|*" --ranks "*) ;; *) wrong_use "--only-against needs --against or --ranks" ;; esac ;;
 esac
 
 bin=$root/build/release/bin

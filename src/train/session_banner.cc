@@ -72,8 +72,9 @@ void Session::look_at_data() const {
   for (const Finding& finding : report.findings) {
     if (finding.severity == Severity::kInfo || finding.places.empty()) continue;
     const FindingPlace& place = finding.places.front();
-    log_warning("data", finding.summary, " (", human_count(finding.count), "), first ", place.file, ":", place.line,
-                place.detail.empty() ? "" : ": ", place.detail, "; train_gpt_v2 check tells more");
+    log_warning("data", finding.summary, " (", human_count(finding.count), "), first ", place.file,
+                place.line > 0 ? concat(":", place.line) : "", place.detail.empty() ? "" : ": ", place.detail,
+                "; train_gpt_v2 check tells more");
   }
   write_file_atomically(path_join(directory_, "data_report.json"), report.json().dump(1) + "\n");
 }

@@ -21,6 +21,7 @@ import threading
 import time
 
 LOSS_TOLERANCE, NORM_TOLERANCE, LEAST_FALL = 1e-5, 3e-5, 0.2
+LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "scripts", "launch_local.sh")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -120,17 +121,19 @@ class Comparison:
                          "--batch", str(self.options.batch), "--pairs", str(100 * self.options.batch)], "bench_train corpus", self.log)
         return folder
 
-    def ours(self, corpus, order, steps, dropout, layout, precision):
+    def ours(self, corpus, order, steps, dropout, layout, precision, accumulation=1, ranks=1):
         self.runs += 1
         run = os.path.join(self.folder, f"run_{self.runs}")
         with open(os.path.join(corpus, "model.json")) as f:
             model = json.load(f)
         o = self.options
+        threads = o.threads if accumulation == 1 else max(1, o.threads // o.ranks)  # as many for the one rank as for each
         config = {"model": {**model, "dropout": dropout}, "init": {"from": os.path.join(corpus, "init.pth")},
                   "data": {"train_manifests": [os.path.join(corpus, "manifest.jsonl")], "order_file": os.path.join(corpus, order),
                            "num_workers": 1},
                   "train": {"batch_size": o.batch, "max_steps": steps, "epochs": None, "layout": layout, "precision": precision,
-                            "num_threads": o.threads, "log_interval": 1, "loss_normalization": "micro_batch"},
+                            "num_threads": threads, "grad_accumulation": accumulation, "log_interval": 1,
+                            "loss_normalization": "micro_batch"},
                   "optimizer": {"learning_rate": o.learning_rate, "warmup_steps": o.warmup_steps, "schedule": "hf_cosine",
                                 "total_steps": o.total_steps, "weight_decay": 0.01},
                   "validation": {"interval": 0}, "checkpoint": {"interval": 0},
@@ -138,7 +141,8 @@ class Comparison:
         path = run + ".json"
         with open(path, "w") as f:
             json.dump(config, f)
-        steps = run_trainer([self.program, "train", "--config", path, "--output-dir", run, "--device", o.device],
+        launcher = [LAUNCHER, "-n", str(ranks), "--"] if ranks > 1 else []
+        steps = run_trainer(launcher + [self.program, "train", "--config", path, "--output-dir", run, "--device", o.device],
                             os.path.join(run, "metrics.jsonl"), lambda line: '"type":"train"' in line, f"train_gpt_v2 ({precision})", self.log)
         for step in steps:
             step["seconds"] = step["step_seconds"]
@@ -214,6 +218,27 @@ class Comparison:
                 self.rows.append({"group": "against", "name": f"{name} against the peer, {clock} time", "peer": command,
                                   "value": statistics.median(ratios), "unit": "times", "least": min(ratios), "most": max(ratios),
                                   "pairs": len(ratios)})
+
+    def scale(self):
+        """The same windows on one rank and on several, run by run in turn; losses before times."""
+        o, corpus = self.options, self.corpus(self.options.dim, self.options.layers)
+        steps, name = o.timed_steps + o.untimed_steps, f"{o.ranks} ranks"
+        rates = {1: [], o.ranks: []}
+        worst = 0.0
+        for pair in range(o.pairs):
+            say(f"ranks, pair {pair + 1} of {o.pairs}")
+            runs = {n: self.ours(corpus, "order.jsonl", steps, 0.1, "packed", "fp32", o.ranks, n) for n in rates}
+            worst = max([worst] + [abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(runs[1], runs[o.ranks])])
+            for n in rates:
+                rates[n].append(self.rate(runs[n], "seconds"))
+        self.rows.append({"group": "ranks", "name": f"{name} against one: loss", "value": worst, "unit": "largest relative difference",
+                          "limit": 1e-6})
+        for n in rates:
+            self.rows.append({"group": "ranks", "name": "1 rank" if n == 1 else name, "value": statistics.median(rates[n]), "unit": "tokens/s",
+                              "least": min(rates[n]), "most": max(rates[n])})
+        shares = [b / (o.ranks * a) for a, b in zip(rates[1], rates[o.ranks])]
+        self.rows.append({"group": "ranks", "name": f"efficiency of {name} ({max(1, o.threads // o.ranks)} threads each)",
+                          "value": statistics.median(shares), "unit": "of linear", "least": min(shares), "most": max(shares)})
 
     def run(self, command):
         o = self.options
@@ -300,6 +325,7 @@ def main():
     a.add_argument("--against", action="append", default=[])
     a.add_argument("--only-against", action="store_true")
     a.add_argument("--quick", action="store_true")
+    a.add_argument("--ranks", type=int, default=1)
     a.add_argument("--json", required=True, dest="json_file")
     a.add_argument("--threads", type=int, default=os.cpu_count())
     a.add_argument("--clock", choices=["wall", "cpu"], default="wall")
@@ -334,6 +360,11 @@ def main():
             for command in o.against:
                 try:
                     comparison.run(command)
+                except Failed as failure:
+                    problems.append(str(failure))
+            if o.ranks > 1:
+                try:
+                    comparison.scale()
                 except Failed as failure:
                     problems.append(str(failure))
             rows += comparison.rows
