@@ -35,7 +35,9 @@ status=0
 wait "$pid" || status=$?
 check "done after $killed kills: $(tail -n 3 "$work/err")" test "$status" = 0
 check "the DONE mark is there" test -e "$run/DONE"
-check "as many restarts as kills" test "$(grep -c 'starting again' "$work/err")" = "$killed"
+# A kill may hit a process that had just written its DONE mark: then nobody starts it again.
+restarts=$(grep -c 'starting again' "$work/err")
+check "a restart for a kill: $restarts for $killed" test "$restarts" -ge 1 -a "$restarts" -le "$killed"
 check "at least one kill hit" test "$killed" -ge 1
 check "one line per log interval" test "$(grep -c '"type":"train"' "$run/metrics.jsonl")" = 6
 
