@@ -64,6 +64,8 @@ class NothingPending final : public PendingSum {
 }  // namespace
 
 struct Ranks::Connection {
+  ~Connection() { stop_watch(); }
+
   RankEnvironment environment;
   c10::intrusive_ptr<c10d::Store> store;  // for the groups
   c10::intrusive_ptr<c10d::Store> words;  // failures and heartbeats; a connection of its own, used by one thread

@@ -4,7 +4,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <torch/types.h>
 #include <unistd.h>
@@ -18,9 +20,17 @@
 namespace train_gpt_v2 {
 namespace {
 
+// One that the system gives out now; tests run side by side.
 std::uint16_t free_port() {
-  static std::uint16_t next = static_cast<std::uint16_t>(20000 + ::getpid() % 20000);
-  return next++;
+  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  EXPECT_EQ(::bind(fd, reinterpret_cast<const sockaddr*>(&address), size), 0);
+  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
+  ::close(fd);
+  return ntohs(address.sin_port);
 }
 
 // Runs `body` in `size` processes and gives their exit statuses (128 + signal for a death).
