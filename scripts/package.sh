@@ -63,9 +63,10 @@ done <<<"$libraries"
 
 cp "$program" "$tree/bin/train_gpt_v2"
 chmod u+w "$tree/bin/train_gpt_v2"
-cmake "-DFILE=$tree/bin/train_gpt_v2" -P /dev/stdin <<'CMAKE' || fail 66 "the program's library path cannot be set"
+cat >"$stage/rpath.cmake" <<'CMAKE' # CMake reads files that it can seek in, no pipe
 file(RPATH_SET FILE "${FILE}" NEW_RPATH "$ORIGIN/../lib")
 CMAKE
+cmake "-DFILE=$tree/bin/train_gpt_v2" -P "$stage/rpath.cmake" || fail 66 "the program's library path cannot be set"
 strip --strip-debug "$tree/bin/train_gpt_v2"
 cp "$root"/configs/* "$tree/configs/"
 cp "$root/LICENSE" "$root/README.md" "$tree/"
