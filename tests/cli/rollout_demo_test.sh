@@ -8,7 +8,7 @@ status_of "$TRAIN_GPT_V2" demo-data --out "$work/data" --utterances 120
 check "a corpus ($status): $(tail -n 3 "$work/err")" test "$status" = 0
 cat >"$work/demo.json" <<'JSON'
 {"extends": "data/demo.json",
- "sampler": {"mode": "buckets"}, "train": {"batch_size": 6},
+ "sampler": {"mode": "buckets"}, "train": {"batch_size": 6, "grad_clip": 10},
  "optimizer": {"learning_rate": 5e-5, "warmup_steps": 5, "total_steps": 200},
  "validation": {"text_usage_gap": false, "max_batches": 2}, "checkpoint": {"interval": 10},
  "logging": {"progress": "off", "tensorboard": false}}
@@ -17,7 +17,8 @@ plain=(--set sampler.mode=shuffle --set train.grad_clip=0 --set validation.inter
 "$TRAIN_GPT_V2" --config "$work/demo.json" "${plain[@]}" --output-dir "$work/base" --device cpu -q --max-steps 10
 check "a checkpoint" test -e "$work/base/latest.pt"
 
-# So small a rate that ten steps compare two trainings, not two phases of the first fall; no top-1 of 0.12 is due yet.
+# The limit lies above the norms of so young a model: a lower one slows its first fall, which the gate on validation rightly
+# calls worse (tests/cli/rollout_test.sh has the improvements that must be taken back). So small a rate that ten steps compare two trainings, not two phases of the first fall; no top-1 of 0.12 is due yet.
 status_of "$root/scripts/rollout.sh" --config "$work/demo.json" --resume "$work/base/latest.pt" --output "$work/rollout" --device cpu \
   --steps 10 --integration-steps 20 --min-top1 0 --min-speed 0.3 --max-codes 40
 check "all six and their integration are kept ($status): $(cat "$work/out" "$work/err")" test "$status" = 0
