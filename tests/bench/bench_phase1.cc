@@ -229,8 +229,10 @@ void stall(const Settings& settings) {
   Monitors monitors(bench.options.checkpoint, bench.options.early_stopping);
   TrainState state;
   RunFacts facts;
-  const CheckpointParts parts{
-      bench.model, bench.parameters, bench.optimizer, &ema, nullptr, monitors, state, bench.options, facts};
+  StabilityGuard guard(bench.options.stability, /*scaled=*/false);
+  Adaptation adaptation(bench.model, bench.options, nullptr, 1, 1);
+  const CheckpointParts parts{bench.model, bench.parameters, bench.optimizer, &ema,  nullptr,   monitors,
+                              guard,       state,            bench.options,   facts, adaptation};
   const Batch batch = middling(bench.options, std::min<std::int64_t>(bench.options.train.batch_size, 64));
   bench.step(batch);
   SnapshotMaker snapshots;
