@@ -84,30 +84,30 @@ newest_step() {
   echo "$newest"
 }
 
-child="" stop="" interrupted=no
-forward() {
-  stop=$1 interrupted=yes
-  [ -z "$child" ] || kill -s "$1" -- "$child" 2>/dev/null || true
-}
+stop="" told=yes
 for signal in INT TERM HUP; do
   # shellcheck disable=SC2064
-  trap "forward $signal" "$signal"
+  trap "stop=$signal told=no" "$signal"
 done
 
-# Runs "$@" and leaves its status in $status. A trap ends `wait` early, so it is asked again.
+# Runs "$@", passes signals on to it, and leaves its status in $status. It looks instead of sleeping in `wait`: a trap
+# that falls due just before `wait` blocks would run only after the command's end.
 run() {
-  interrupted=yes
-  # A process group of its own, so that Ctrl-C reaches the command once, through forward, and not a second time.
+  local started=$SECONDS pause=0.1 child
+  # A process group of its own, so that Ctrl-C reaches the command once, through here, and not a second time.
   set -m
   "$@" </dev/null &
   child=$!
   set +m
-  [ -z "$stop" ] || kill -s "$stop" -- "$child" 2>/dev/null || true  # it came before there was a child to tell
-  while [ "$interrupted" = yes ]; do
-    interrupted=no status=0
-    wait -f "$child" || status=$?
+  while kill -s 0 -- "$child" 2>/dev/null; do
+    sleep "$pause" || true  # Ctrl-C reaches this sleep too
+    # Between fork and exec the command is still this shell and would swallow a signal: not in its first second.
+    [ $((SECONDS - started)) -ge 2 ] || continue
+    pause=1
+    [ "$told" = yes ] || { told=yes; kill -s "$stop" -- "$child" 2>/dev/null || true; }
   done
-  child=""
+  status=0
+  wait "$child" || status=$?
 }
 
 signal_number() { case "$1" in INT) echo 130 ;; TERM) echo 143 ;; HUP) echo 129 ;; esac; }

@@ -38,7 +38,9 @@ TEST(Export, CastsWhenAsked) {
   const TemporaryFolder folder;
   const ExportRequest request{fixture_model(), folder.file("half.pth"), "gpt.pth", "fp16"};
   run_export(request);
-  for (const auto& [key, value] : read_tensor_file(request.output).root.entries()) {
+  const LoadedFile exported = read_tensor_file(request.output);
+  EXPECT_EQ(exported.root.entries().size(), 215u);
+  for (const auto& [key, value] : exported.root.entries()) {
     EXPECT_EQ(value.as_tensor().dtype, DType::kFloat16) << key.as_string();
   }
 }
