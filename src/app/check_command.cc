@@ -186,6 +186,7 @@ class Check {
           at.severity = Severity::kWarning;
           at.notes.push_back("hardly any memory is left: lower train.batch_size and raise train.grad_accumulation");
         }
+        if (m.suggested_batch_size && *m.suggested_batch_size != m.longest_samples) note_batch_size(at.notes);
       }
       if (at.name == "save and load") {
         at.notes.push_back(concat("a checkpoint takes ", human_bytes(m.checkpoint_bytes), ", ",
@@ -196,6 +197,16 @@ class Check {
         at.notes.push_back(concat(human_bytes(m.free_bytes), " free, up to ", human_bytes(m.wanted_bytes), " wanted"));
         if (m.free_bytes < m.wanted_bytes) at.severity = Severity::kWarning;
       }
+    }
+  }
+
+  void note_batch_size(std::vector<std::string>& notes) const {
+    const PreflightResult& m = *measured_;
+    notes.push_back(concat("up to ", *m.suggested_batch_size, " samples per micro-batch are expected to fit (",
+                           m.half.samples, " took ", human_bytes(m.half.peak_bytes), ", ", m.longest_samples, " took ",
+                           human_bytes(m.longest.peak_memory), "; a tenth stays free)"));
+    if (*m.suggested_batch_size > m.longest_samples) {
+      notes.push_back("a larger effective batch wants optimizer.lr_scaling, and --allow-change batch in a run that has begun");
     }
   }
 
@@ -275,6 +286,7 @@ class Check {
                               {"save_seconds", m.save_seconds},
                               {"load_seconds", m.load_seconds},
                               {"free_bytes", m.free_bytes}};
+      if (m.suggested_batch_size) document["measured"]["suggested_batch_size"] = *m.suggested_batch_size;
     }
     return document;
   }

@@ -18,6 +18,8 @@
 namespace train_gpt_v2 {
 namespace {
 
+constexpr std::int64_t kFirstCodes = 16;  // that the keys and values have room for at first
+
 std::vector<std::int64_t> text_inputs(const GenerationCase& one, const ModelOptions& options) {
   std::vector<std::int64_t> ids{options.start_text_token};
   for (const std::int32_t id : one.text) {
@@ -63,6 +65,7 @@ Decoder::Decoder(const UnifiedVoice& model, const std::vector<GenerationCase>& c
       heads_(model.options().heads),
       head_size_(model.options().model_dim / model.options().heads),
       rows_(static_cast<std::int64_t>(cases.size()) * beams),
+      limit_(limit),
       reference_positions_(reference_positions) {
   const at::NoGradGuard no_grad;
   for (const GenerationCase& one : cases) {
@@ -71,8 +74,9 @@ Decoder::Decoder(const UnifiedVoice& model, const std::vector<GenerationCase>& c
   }
   const auto options = model.mel_head->weight.options().requires_grad(false);
   for (std::int64_t i = 0; i < model.options().layers; ++i) {
-    keys_.push_back(at::zeros({rows_, heads_, prefix_ + limit, head_size_}, options));
-    values_.push_back(at::zeros({rows_, heads_, prefix_ + limit, head_size_}, options));
+    for (auto* cache : {&keys_, &values_}) {
+      cache->push_back(at::zeros({rows_, heads_, prefix_ + std::min(limit, kFirstCodes), head_size_}, options));
+    }
   }
   prefill(cases);
 }
@@ -163,9 +167,22 @@ void Decoder::reorder(const std::vector<std::int64_t>& source) {
   }
 }
 
+// Most utterances end long before the limit: room doubles when it is used up.
+void Decoder::make_room() {
+  const std::int64_t room = keys_.front().size(2) - prefix_;
+  if (fed_ < room) return;
+  const std::int64_t more = std::min(2 * room, limit_) - room;
+  for (auto* cache : {&keys_, &values_}) {
+    for (at::Tensor& tensor : *cache) {
+      tensor = at::cat({tensor, at::zeros({rows_, heads_, more, head_size_}, tensor.options())}, 2);
+    }
+  }
+}
+
 void Decoder::step(const std::vector<std::int64_t>& source, const std::vector<std::int64_t>& codes) {
   const at::NoGradGuard no_grad;
-  TGV2_CHECK(static_cast<std::int64_t>(codes.size()) == rows_ && prefix_ + fed_ < keys_.front().size(2));
+  TGV2_CHECK(static_cast<std::int64_t>(codes.size()) == rows_ && fed_ < limit_);
+  make_room();
   reorder(source);
   const std::int64_t position = fed_ + (reference_positions_ ? 2 : 1);
   at::Tensor x =

@@ -1,14 +1,13 @@
 #include "train_gpt_v2/train/batch_fit.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
 namespace {
-
-constexpr double kUsableShare = 0.9;
 
 class Search {
  public:
@@ -26,6 +25,14 @@ class Search {
     if (request_.memory == 0) {
       say(sizes_[at_], "from the table: the memory cannot be measured here");
       return result();
+    }
+    if (const auto known = std::find(sizes_.begin(), sizes_.end(), request_.remembered); known != sizes_.end()) {
+      const auto first = std::exchange(at_, static_cast<std::size_t>(known - sizes_.begin()));
+      if (fits(at_)) {
+        say(sizes_[at_], "found in an earlier run, confirmed by one step");
+        return result();
+      }
+      if (at_ > 0) at_ = std::min(first, next_down());
     }
     while (!fits(at_)) {
       if (at_ == 0) {
@@ -45,7 +52,7 @@ class Search {
 
  private:
   std::uint64_t usable() const {
-    return static_cast<std::uint64_t>(static_cast<double>(request_.memory) * kUsableShare);
+    return static_cast<std::uint64_t>(static_cast<double>(request_.memory) * kUsableMemoryShare);
   }
 
   // Halving and doubling, to the nearest divisor.

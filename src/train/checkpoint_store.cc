@@ -91,14 +91,13 @@ std::string CheckpointStore::step_file_name(std::int64_t step) {
 }
 
 void CheckpointStore::submit(SaveJob job, bool wait_for_it) {
-  wait_for_it |= !options_.background;
   wait_for_other_steps(job.step);
   {
     std::lock_guard<std::mutex> lock(mutex_);
     queued_.push_back(std::move(job));
     changed_.notify_all();
   }
-  if (wait_for_it) wait();
+  if (wait_for_it || !options_.background) wait();
   std::lock_guard<std::mutex> lock(mutex_);
   const bool last_failed = !results_.empty() && !results_.back().error.empty();
   if (failures_in_a_row_ >= kFailuresAllowed || (wait_for_it && last_failed)) {

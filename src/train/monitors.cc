@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/text.h"
@@ -46,7 +47,8 @@ std::optional<double> json_optional(const nlohmann::json& value) {
 std::string MetricName::file_name() const {
   if (metric == "mel_loss" && split == "all") return "best_model.pth";
   std::string name = "best_" + metric + (split == "all" ? "" : "@" + split);
-  std::replace_if(name.begin(), name.end(), [](char c) { return c == '@' || c == ':' || c == '/'; }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return c == '@' || c == ':' || c == '/'; }, '_');
   return name + ".pth";
 }
 
@@ -71,7 +73,7 @@ std::vector<Improvement> Monitors::observe(const std::vector<ValidationResult>& 
   for (Best& best : best_) {
     const auto value = best_of(results, best.metric);
     if (!value || (best.value && !better(best.metric, value->value, *best.value, 0))) continue;
-    best.value = value->value;
+    best.before = std::exchange(best.value, value->value);
     improved.push_back(*value);
   }
   const auto watched = best_of(results, stop_metric_);
@@ -84,6 +86,12 @@ std::vector<Improvement> Monitors::observe(const std::vector<ValidationResult>& 
     }
   }
   return improved;
+}
+
+void Monitors::not_written(const std::string& file_name) {
+  for (Best& best : best_) {
+    if (best.metric.file_name() == file_name) best.value = best.before;
+  }
 }
 
 bool Monitors::should_stop() const {
@@ -100,11 +108,13 @@ std::optional<double> Monitors::best(const std::string& metric) const {
 nlohmann::json Monitors::save_state() const {
   nlohmann::json best = nlohmann::json::object();
   for (const Best& one : best_) best[one.name] = optional_json(one.value);
-  return {{"best", best}, {"early_stopping_reference", optional_json(reference_)}, {"patience_counter", patience_counter_}};
+  return {
+      {"best", best}, {"early_stopping_reference", optional_json(reference_)}, {"patience_counter", patience_counter_}};
 }
 
 void Monitors::load_state(const nlohmann::json& state) {
-  for (Best& one : best_) one.value = json_optional(state.value("best", nlohmann::json::object()).value(one.name, nlohmann::json()));
+  for (Best& one : best_)
+    one.value = json_optional(state.value("best", nlohmann::json::object()).value(one.name, nlohmann::json()));
   reference_ = json_optional(state.value("early_stopping_reference", nlohmann::json()));
   patience_counter_ = state.value("patience_counter", std::int64_t{0});
 }

@@ -50,11 +50,20 @@ void measure_steps(const PreflightParts& parts, PreflightResult& result) {
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return positions[a] < positions[b]; });
   const auto longest = parts.plan.batch(order.back()), usual = parts.plan.batch(order[order.size() / 2]);
-  result.longest = finite_step(parts, longest);
+  // From the smallest to the largest, because the CPU's peak may only ever grow; moments appear with the first.
   result.usual = finite_step(parts, usual);
+  if (longest.size() > 1) {
+    const auto half = longest.first(longest.size() / 2);
+    result.half = {static_cast<std::int64_t>(half.size()), finite_step(parts, half).peak_memory};
+  }
+  result.longest = finite_step(parts, longest);
   result.longest_samples = static_cast<std::int64_t>(longest.size());
   result.usual_samples = static_cast<std::int64_t>(usual.size());
   result.memory = memory_within_reach(parts.device).value_or(0);
+  if (result.half.samples > 0) {
+    result.suggested_batch_size =
+        suggest_batch_size(result.half, {result.longest_samples, result.longest.peak_memory}, result.memory);
+  }
   const double mean = std::accumulate(positions.begin(), positions.end(), 0.0) / static_cast<double>(positions.size());
   const double scale = mean / static_cast<double>(std::max<std::int64_t>(positions[order[order.size() / 2]], 1));
   const auto micro_batches = static_cast<double>(parts.core.options.train.grad_accumulation);

@@ -16,6 +16,7 @@
 #include "train_gpt_v2/model/weights.h"
 #include "train_gpt_v2/train/adapter_checkpoint.h"
 #include "train_gpt_v2/train/batch_fit.h"
+#include "train_gpt_v2/train/batch_memory.h"
 #include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/memory.h"
 #include "train_gpt_v2/train/start_weights.h"
@@ -172,7 +173,14 @@ BatchFit Session::measure_batch_size(std::int64_t effective) {
     }
   };
   fit.probe(1);  // moments and workspaces appear with the first step
-  return fit_batch(fit);
+  const SampleInfo longest_one = scratch.train_->info(longest.front());
+  const std::string path = batch_memory_path();
+  const std::string key = batch_memory_key(options_, describe_device(request_.device),
+                                           longest_one.text_length + longest_one.code_length, effective);
+  fit.remembered = remembered_batch_size(path, key).value_or(0);
+  BatchFit found = fit_batch(fit);
+  remember_batch_size(path, key, found.batch_size);
+  return found;
 }
 
 void Session::begin_stage(std::string_view name) const {
@@ -346,9 +354,16 @@ std::unique_ptr<GradientSync> Session::make_sync() {
 // Rows that were just made by averaging must be able to move (algorithms.md §8).
 void Session::check_new_rows() const {
   constexpr const char* kTable = "text_embedding.weight";
+  const auto trains = [this](const char* name) {
+    const std::vector<std::string> beside = parameters_.beside_adapters();
+    return std::find(beside.begin(), beside.end(), name) != beside.end();
+  };
+  if (options_.trainable.text_rows.value_or("all") != "all" && !trains(kTable) && !trains("text_head.weight")) {
+    log_warning("config", "trainable.text_rows \"", *options_.trainable.text_rows,
+                "\" has no effect: neither the text table nor its head trains (name them in trainable.train)");
+  }
   if (!rows_were_made_ || (adaptation_->adapters() && adaptation_->adapters()->adapts(kTable))) return;
-  const std::vector<std::string> training = parameters_.beside_adapters();
-  if (std::find(training.begin(), training.end(), kTable) != training.end()) return;
+  if (trains(kTable)) return;
   throw Error("CFG018", "the text table is frozen, but the tokenizer has tokens that the start weights never saw")
       .detail("their rows are averages of old ones; frozen, the model could never tell the new tokens apart")
       .fix(

@@ -403,6 +403,7 @@ void Trainer::validate() {
   const auto begin = std::chrono::steady_clock::now();
   last_validated_step_ = state_.step;
   state_.validation_due = true;
+  report_saves();  // what is best depends on what could be written
   const auto stop = [this] { return stop_asked("validating"); };
   std::vector<ValidationResult> results;
   const auto run = [&](const std::string& weights) {
@@ -495,6 +496,9 @@ void Trainer::report_saves() {
   for (const SaveResult& result : parts_.store.take_results()) {
     parts_.reporter.saved(result);
     if (result.is_step_checkpoint && !result.error.empty() && result.step == last_saved_step_) last_saved_step_ = -1;
+    if (!result.is_step_checkpoint && !result.error.empty()) {
+      parts_.core.monitors.not_written(file_name(result.path));
+    }
   }
 }
 

@@ -100,6 +100,19 @@ TEST(Faults, NoDoneWithoutTheLastCheckpoint) {
   EXPECT_EQ(step_in(folder.file("latest.pt")), 6);
 }
 
+TEST(Faults, ABestModelThatCouldNotBeWrittenStillCountedAsBest) {
+  const TemporaryFolder folder;
+  FullDisk disk("best_model.pth.tmp", 1);
+  const ScopedFileOps scope(disk);
+  // Rates so small that all validations are equal: only the failure can be why the second one is written.
+  EXPECT_EQ(
+      train_here(short_run({"validation.interval=1", "optimizer.learning_rate=1e-30", "checkpoint.background=false"}),
+                 folder.path()),
+      ExitStatus::kOk);
+  EXPECT_EQ(events(folder.path(), "save_failed"), 1u);
+  EXPECT_EQ(step_in(folder.file("best_model.pth")), 2);
+}
+
 TEST(Faults, ThreeFailedSavesInARowEndTheRun) {
   const TemporaryFolder folder;
   FullDisk disk("model_step", kAlways);

@@ -125,12 +125,18 @@ TEST(Resume, ReplayIsPartOfTheOrder) {
 
 TEST(BatchSize, AutoIsChosenOnceAndKept) {
   const TemporaryFolder folder;
+  ::setenv("XDG_CACHE_HOME", folder.file("cache").c_str(), 1);
   const Options options = small_run({"train.batch_size=auto", "train.effective_batch=8", "train.grad_accumulation=1"});
   ASSERT_EQ(train_here(options, folder.file("run"), "auto", 4), ExitStatus::kOk);
   const auto config = nlohmann::json::parse(read_file(folder.file("run/config.effective.json"), 1 << 20)).at("train");
   const std::int64_t size = config.at("batch_size");  // all 8 fit any machine that runs this test
   EXPECT_EQ(size, 8);
   EXPECT_EQ(config.at("grad_accumulation"), 1);
+  // Another run remembers, and believes it after one step.
+  ASSERT_EQ(train_here(options, folder.file("again"), "auto", 1), ExitStatus::kOk);
+  EXPECT_NE(read_file(folder.file("again/log.txt"), 1 << 20).find("batch 8: found in an earlier run"),
+            std::string::npos);
+  EXPECT_EQ(read_file(folder.file("run/log.txt"), 1 << 20).find("found in an earlier run"), std::string::npos);
   // A run that was given the size from the start is the same run.
   const Options fixed = small_run({"train.batch_size=8", "train.grad_accumulation=1", "train.effective_batch=8"});
   ASSERT_EQ(train_here(fixed, folder.file("fixed"), "auto", 4), ExitStatus::kOk);

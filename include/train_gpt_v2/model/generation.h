@@ -50,10 +50,11 @@ class Decoder {
  private:
   void prefill(const std::vector<GenerationCase>& cases);
   at::Tensor attend(std::size_t layer, const at::Tensor& qkv);
+  void make_room();
   void reorder(const std::vector<std::int64_t>& source);
 
   const UnifiedVoice& model_;
-  std::int64_t beams_, heads_, head_size_, prefix_ = 0, fed_ = 0, rows_ = 0;
+  std::int64_t beams_, heads_, head_size_, prefix_ = 0, fed_ = 0, rows_ = 0, limit_ = 0;
   bool reference_positions_;
   std::vector<at::Tensor> keys_, values_;  // per layer [rows,H,capacity,d]
   at::Tensor hidden_;                      // bool [rows,1,1,prefix]: left padding; undefined where there is none

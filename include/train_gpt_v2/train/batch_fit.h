@@ -15,11 +15,14 @@
 
 namespace train_gpt_v2 {
 
+inline constexpr double kUsableMemoryShare = 0.9;
+
 struct BatchFitRequest {
   std::int64_t effective_batch = 64;
   std::int64_t ranks = 1;       // the accumulation is a multiple of them
   std::int64_t first_size = 1;  // where the search starts
   std::uint64_t memory = 0;     // bytes the process may have in all; 0 = not known: the table decides
+  std::int64_t remembered = 0;  // a size that was found before: taken without a search when a step confirms it
   // Peak memory of a step of so many samples; nothing when it ran out of memory.
   std::function<std::optional<std::uint64_t>(std::int64_t)> probe;
 };

@@ -47,6 +47,9 @@ class Monitors {
 
   // Takes all results of one validation; returns the metrics that are better than ever before.
   std::vector<Improvement> observe(const std::vector<ValidationResult>& results, bool warmup_done);
+  // The file of the last improvement could not be written: what is on the disk is the best of before, so the next
+  // validation that beats that one is written again.
+  void not_written(const std::string& file_name);
   bool should_stop() const;
   std::int64_t patience_counter() const { return patience_counter_; }
   std::optional<double> best(const std::string& metric) const;
@@ -60,6 +63,7 @@ class Monitors {
     MetricName metric;
     std::string name;
     std::optional<double> value;
+    std::optional<double> before = {};  // of the last improvement
   };
   std::vector<Best> best_;
   EarlyStoppingOptions early_stopping_;

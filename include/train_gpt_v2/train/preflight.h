@@ -6,9 +6,11 @@
 // Files: one temporary checkpoint where the run directory is or will be, removed again.
 
 #include <functional>
+#include <optional>
 #include <string_view>
 
 #include "train_gpt_v2/data/sampler.h"
+#include "train_gpt_v2/train/batch_memory.h"
 #include "train_gpt_v2/train/step_probe.h"
 
 namespace train_gpt_v2 {
@@ -16,6 +18,8 @@ namespace train_gpt_v2 {
 struct PreflightResult {
   StepCost longest, usual;  // micro-batches; `usual` has the middle length of the plan
   std::int64_t longest_samples = 0, usual_samples = 0;
+  MeasuredBatch half;  // of the longest batch, where it has two samples or more
+  std::optional<std::int64_t> suggested_batch_size;  // train/batch_memory.h
   std::uint64_t memory = 0;     // bytes that can be had in all, 0 = not known
   double step_seconds = 0;      // of one optimiser step
   std::int64_t steps_left = 0;  // until the run's goal

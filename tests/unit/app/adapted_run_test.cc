@@ -11,7 +11,10 @@
 #include "train_gpt_v2/app/eval_command.h"
 #include "train_gpt_v2/app/export_command.h"
 #include "train_gpt_v2/app/fisher_command.h"
+#include "train_gpt_v2/app/inspect_command.h"
 #include "train_gpt_v2/app/merge_command.h"
+#include "train_gpt_v2/app/sample_command.h"
+#include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/io/torch_file.h"
 
 namespace train_gpt_v2 {
@@ -34,6 +37,22 @@ class AdaptedRun : public ::testing::Test {
     std::ostringstream out;
     run_eval(request, out);
     return Json::parse(out.str());
+  }
+  // The codes of one pair, greedily decoded.
+  std::vector<std::int64_t> spoken(const ModelRequest& model) {
+    SampleRequest request;
+    request.model = model;
+    request.cases = folder_.write("cases.jsonl",
+                                  R"({"id": "one", "text_ids": [5, 9, 31], "prompt": "spk000_000006__spk000_000004"})");
+    request.manifests = {data_path("fixtures/data/val_pairs.jsonl")};
+    request.folder = folder_.file("spoken");
+    request.decoding = shipped_decoding();
+    request.decoding.greedy = true;
+    request.decoding.num_beams = 1;
+    request.decoding.max_codes = 12;
+    std::ostringstream out;
+    EXPECT_EQ(run_sample(request, out), ExitStatus::kOk);
+    return Json::parse(read_file(request.folder + "/samples.jsonl", 1 << 20)).at("codes");
   }
   static ModelRequest checkpoint(const std::string& path, const std::string& weights = "") {
     ModelRequest request;
@@ -80,6 +99,7 @@ TEST_F(AdaptedRun, EvalMergeAndExportAgree) {
       ASSERT_EQ(run_merge(merge, out), ExitStatus::kOk);
       expect_same(evaluate(checkpoint(merge.output)), expected, 1e-6);
       EXPECT_EQ(read_tensor_file(merge.output).root.at("model").size(), 215u);
+      EXPECT_EQ(spoken(merge.model), spoken(checkpoint(merge.output)));
 
       ExportRequest plain{checkpoint(run + "/latest.pt", weights), folder_.file("gpt.pth"), "gpt.pth", ""};
       run_export(plain);
@@ -95,6 +115,28 @@ TEST_F(AdaptedRun, EvalMergeAndExportAgree) {
       expect_same(evaluate(on_base), expected, 5e-6);  // the factors were rounded once more
     }
   }
+}
+
+TEST_F(AdaptedRun, TwoOfItsCheckpointsAreCompared) {
+  const std::string run = folder_.file("run");
+  ASSERT_EQ(train_here(fixture_options({"peft.method=dora", "peft.rank=4", "train.max_steps=4",
+                                        "optimizer.warmup_steps=0", "validation.interval=0", "checkpoint.interval=2"}),
+                       run),
+            ExitStatus::kOk);
+  const auto compare = [&](const std::string& a, const std::string& b) {
+    std::ostringstream out;
+    const std::size_t count = run_inspect_compare(run + a, run + b, true, true, out);
+    const Json document = Json::parse(out.str());
+    EXPECT_EQ(document["differences"].size(), count);
+    return document;
+  };
+  EXPECT_EQ(compare("/model_step4.pth", "/latest.pt")["differences"].size(), 0u);
+  const Json steps = compare("/model_step2.pth", "/model_step4.pth");
+  std::map<std::string, int> differing;
+  for (const Json& one : steps["differences"])
+    ++differing[one["name"].get<std::string>().substr(0, one["name"].get<std::string>().find('.'))];
+  EXPECT_EQ(differing["base_model"], 0) << steps.dump(1).substr(0, 2000);
+  EXPECT_EQ(differing["adapter"], 2 * 4 * 3);  // A, B and magnitudes of four projections in two blocks
 }
 
 TEST_F(AdaptedRun, AFisherFileFitsTheRunItIsFor) {

@@ -19,7 +19,7 @@ struct Device {
   bool dies = false;  // running out of memory is an error that can be caught
 
   BatchFit fit(std::int64_t effective, std::int64_t first, std::int64_t ranks = 1) {
-    return fit_batch({effective, ranks, first, memory, [this](std::int64_t size) -> std::optional<std::uint64_t> {
+    return fit_batch({effective, ranks, first, memory, 0, [this](std::int64_t size) -> std::optional<std::uint64_t> {
                         tried.push_back(size);
                         const std::uint64_t peak = 1000 + 100 * static_cast<std::uint64_t>(size);
                         if (dies && peak > memory) return std::nullopt;
@@ -95,6 +95,25 @@ TEST(BatchFit, OneSampleThatDoesNotFitIsAnError) {
     EXPECT_EQ(error.code(), "MEM001");
     EXPECT_EQ(static_cast<int>(error.status()), 82);
   }
+}
+
+TEST(BatchFit, ARememberedSizeIsBelievedAfterOneStep) {
+  Device device{4000, {}, true};
+  const auto fit = [&device](std::int64_t remembered) {
+    device.tried.clear();
+    BatchFitRequest request{
+        64, 1, 64, device.memory, remembered, [&device](std::int64_t size) -> std::optional<std::uint64_t> {
+          device.tried.push_back(size);
+          return 1000 + 100 * static_cast<std::uint64_t>(size);
+        }};
+    return fit_batch(request).batch_size;
+  };
+  EXPECT_EQ(fit(16), 16);
+  EXPECT_THAT(device.tried, ElementsAre(16));
+  EXPECT_EQ(fit(32), 16);  // it no longer fits: searched from there down
+  EXPECT_THAT(device.tried, ElementsAre(32, 16));
+  EXPECT_EQ(fit(48), 16);  // no divisor: as if nothing were known
+  EXPECT_THAT(device.tried, ElementsAre(64, 32, 16));
 }
 
 TEST(BatchFit, TheTableIsThePythonTrainers) {

@@ -358,6 +358,17 @@ TEST(Monitors, BestMovesByAnyImprovementAndPatienceOnlyByEnough) {
   EXPECT_EQ(monitors.patience_counter(), 0);
 }
 
+TEST(Monitors, ABestThatCouldNotBeWrittenIsNoBest) {
+  Monitors monitors({}, {});
+  EXPECT_EQ(monitors.observe({result(4.0)}, true).size(), 1u);
+  EXPECT_EQ(monitors.observe({result(3.0)}, true).size(), 1u);
+  monitors.not_written("best_model.pth");
+  EXPECT_EQ(monitors.best("mel_loss"), 4.0);
+  EXPECT_EQ(monitors.observe({result(3.5)}, true).size(), 1u);
+  monitors.not_written("best_mel_top1.pth");
+  EXPECT_EQ(monitors.best("mel_loss"), 3.5);
+}
+
 TEST(Monitors, EmptyPartialOrNonFiniteIsNeverBest) {
   Monitors monitors({}, {});
   ValidationResult empty = result(0.0), partial = result(1.0);
