@@ -72,7 +72,7 @@ The run is in $run:
   summary.json           the figures above
   metrics.jsonl, log.txt one line per logged step; tensorboard --logdir $run shows them as curves
   best_model.pth         the weights with the best validation mel loss
-  samples/step_N         what the model said at that step: codes, alignment, sound, a sheet for your notes
+$(if [ -d "$run/samples" ]; then echo "  samples/step_N         what the model said at that step: codes, alignment, sound, a sheet for your notes"; fi)
 Look closer:
   $program eval --checkpoint $run/best_model.pth --manifest $data/val_pairs.jsonl --per-sample
   $program inspect $run/latest.pt

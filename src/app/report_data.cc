@@ -96,7 +96,7 @@ void add_event_line(ReportRun& run, std::int64_t step, const Json& line) {
   std::vector<std::string> details;
   for (const auto& [field, value] : line.items()) {
     if (field == "time" && value.is_number()) event.time = value.get<double>();
-    if (!is_figure(field) || field == "type" || field == "event" || value.is_null()) continue;
+    if (!is_figure(field) || field == "type" || field == "event" || value.is_null() || value == "") continue;
     if (details.size() < 12) details.push_back(concat(clean_text(field, 60), " ", brief(value)));
   }
   event.details = clean_text(join(details, ", "), 600);
@@ -212,8 +212,8 @@ void add_histogram(ReportRun& run, const Json& histogram) {
   std::vector<CountRow> rows;
   double total = 0;
   for (std::size_t i = 0; i < std::min({limits->size(), counts->size(), kMaxRows}); ++i) {
-    if (!(*limits)[i].is_number() || !(*counts)[i].is_number()) return;
-    rows.push_back({concat("up to ", exact_number((*limits)[i].get<double>())), (*counts)[i].get<double>(), 0});
+    if (!(*limits)[i].is_number_integer() || !(*counts)[i].is_number()) return;
+    rows.push_back({concat("up to ", (*limits)[i].get<std::int64_t>()), (*counts)[i].get<double>(), 0});
     total += rows.back().count;
   }
   for (CountRow& row : rows) row.of = total;

@@ -90,7 +90,7 @@ TEST(Report, AWholeRunShowsItsParts) {
                            "baseline, step 100:",
                            "5 <span class=\"soft\">(baseline 4)</span>",
                            "25.00%",
-                           "up to 16",
+                           "up to 16<",
                            "training: train_pairs.jsonl",
                            "2.75%",
                            "warning: lonely_speaker",
