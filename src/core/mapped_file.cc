@@ -1,5 +1,6 @@
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -23,6 +24,8 @@ struct MappedRange {
   std::atomic<std::uintptr_t> end{0};
   std::atomic<bool> mark{false}, lost{false}, used{false};
   std::atomic<const char*> path{nullptr};
+  std::atomic<dev_t> device{0};
+  std::atomic<ino_t> inode{0};
   MappedRange* next = nullptr;
 };
 
@@ -82,6 +85,12 @@ MappedRange* range_at(const std::byte* begin) {
   return nullptr;  // an empty file
 }
 
+[[noreturn]] void refuse_cut(const MappedFile& file) {
+  throw Error("IO008", "the file was cut short while it was in use")
+      .where(file.path())
+      .fix("restore the file, then run the same command again; replace files by renaming a new one over them");
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path, std::uint64_t max_bytes) : path_(path) {
@@ -92,6 +101,8 @@ MappedFile::MappedFile(const std::string& path, std::uint64_t max_bytes) : path_
   }
   void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, fd, 0);
   const int error = errno;
+  struct stat info {};
+  ::fstat(fd, &info);
   ::close(fd);
   if (mapped == MAP_FAILED) throw Error("IO002", concat("cannot map: ", std::strerror(error))).where(path);
   data_ = static_cast<const std::byte*>(mapped);
@@ -100,6 +111,8 @@ MappedFile::MappedFile(const std::string& path, std::uint64_t max_bytes) : path_
   range->mark = false;
   range->lost = false;
   range->path = path_.c_str();
+  range->device = info.st_dev;
+  range->inode = info.st_ino;
   range->end = reinterpret_cast<std::uintptr_t>(data_) + size_;
   range->begin = reinterpret_cast<std::uintptr_t>(data_);
 }
@@ -118,10 +131,17 @@ void mark_lost_pages(const MappedFile& file) {
 
 void check_lost_pages(const MappedFile& file) {
   const MappedRange* range = range_at(file.bytes().data());
-  if (!range || !range->lost) return;
-  throw Error("IO008", "the file was cut short while it was in use")
-      .where(file.path())
-      .fix("restore the file, then run the same command again; replace files by renaming a new one over them");
+  if (range && range->lost) refuse_cut(file);
+}
+
+void check_not_cut(const MappedFile& file) {
+  check_lost_pages(file);
+  const MappedRange* range = range_at(file.bytes().data());
+  struct stat info {};
+  if (!range || ::stat(file.path().c_str(), &info) != 0) return;
+  // Another file, renamed over the mapped one, is not it.
+  const bool same = info.st_dev == range->device && info.st_ino == range->inode;
+  if (same && static_cast<std::size_t>(info.st_size) < file.bytes().size()) refuse_cut(file);
 }
 
 }  // namespace train_gpt_v2

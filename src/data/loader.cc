@@ -102,7 +102,8 @@ void BatchLoader::fill(Round& round) const {
       try {
         dataset_.load(sample, round.batch);
       } catch (const Error& error) {
-        if (!dataset_.skips_bad_samples() || error.status() == ExitStatus::kInternal) throw;
+        // IO008: a manifest or a packed set was cut while in use; that is no bad sample, everything behind it is gone.
+        if (!dataset_.skips_bad_samples() || error.status() == ExitStatus::kInternal || error.code() == "IO008") throw;
         round.skipped.emplace_back(
             sample, concat(error.place(), ": ", error.message(), " (", join(error.details(), "; "), ")"));
       }

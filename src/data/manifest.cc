@@ -307,7 +307,7 @@ std::uint64_t PairIndex::add(const std::string& spec) {
   for (const Chunk& chunk : chunks) {
     if (chunk.failure) std::rethrow_exception(chunk.failure);
   }
-  check_lost_pages(*file.map);
+  check_not_cut(*file.map);
 
   const std::size_t first = entries_.size(), first_problem = problems_.size();
   const std::uint64_t bad_before = bad_records_;
@@ -471,14 +471,15 @@ std::string_view PairIndex::line_at(const PairEntry& entry, std::size_t& readabl
 }
 
 PairRecord PairIndex::record(const PairEntry& entry, RecordParser& parser) const {
+  const File& from = files_[entry.manifest()];
+  check_not_cut(*from.map);
   std::size_t readable = 0;
   const std::string_view text = line_at(entry, readable);
-  const File& from = files_[entry.manifest()];
   if (from.set) from.set->check_record(from.set->find(from.number_in_set, entry.offset()), text);
   PairRecord record;
   RecordProblem problem;
   const bool parsed = parser.parse(text, readable, record, problem);
-  check_lost_pages(*files_[entry.manifest()].map);
+  check_lost_pages(*from.map);
   if (!parsed) {
     throw make_problem(problem, file(entry), line(entry), "")
         .error()

@@ -240,12 +240,7 @@ std::span<const std::byte> PackedSet::checked_bytes(std::size_t number) const {
   const PackedArray& array = arrays_[number];
   const MappedFile& file = *files_[array.file];
   const auto bytes = file.bytes().subspan(array.offset, array_bytes(array));
-  // A cut within the last page loses no page: what lay behind it would read as zeros.
-  if (file_size(file.path()) < file.bytes().size()) {
-    throw Error("IO008", "the file was cut short while it was in use")
-        .where(file.path())
-        .fix("restore the file, then run the same command again; replace files by renaming a new one over them");
-  }
+  check_not_cut(file);
   if (verified_[number].load(std::memory_order_relaxed) == 0) {
     const bool whole = crc32(bytes) == array.crc;
     check_lost_pages(file);

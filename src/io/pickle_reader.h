@@ -3,7 +3,7 @@
 // would run code builds an inert node instead (class name and arguments), except for the few constructors that only
 // hold data (tensors, OrderedDict, torch.Size, TorchVersion, bytes, numpy scalars), which are rebuilt here by hand.
 //
-// Limits: 64 MiB of stream, 1 million instructions, 500,000 stack slots, nesting 100, 100,000 tensors; text that
+// Limits: 64 MiB of stream, 1 million instructions, 100,000 stack slots, nesting 100, 100,000 tensors; text that
 // is referred to many times may grow to 16 times the stream. Cycles are refused. Every write into a container checks
 // what the target is (CVE-2026-24747 was a missing check of this kind), every tensor view its storage's bounds.
 // Errors: CKP001 with the byte position. Threads: no shared state.

@@ -11,7 +11,6 @@
 namespace train_gpt_v2 {
 namespace {
 
-constexpr int kMaxDepth = 100;
 constexpr std::uint64_t kMaxTreeNodes = 20'000'000;  // as if nothing were shared: what a walk over the tree visits
 constexpr std::uint64_t kTextGrowth = 16;            // a text may be referred to many times
 constexpr std::size_t kMaxListed = 50;
@@ -93,7 +92,7 @@ class TreeBuilder {
   }
 
   Built shared(const PickleNode& node, int depth) {
-    if (depth > kMaxDepth) damaged(concat("it is nested deeper than ", kMaxDepth));
+    if (depth > kMaxPickleDepth) damaged(concat("it is nested deeper than ", kMaxPickleDepth));
     std::uint32_t& slot = done_[node.index];
     if (slot == kInProgress) damaged("a container contains itself");
     if (slot > 0) return built_[slot - 1];

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::uint64_t kMaxStream = 64 << 20;
 constexpr std::size_t kMaxOperations = 1'000'000;  // the released model with Adam and EMA needs about 150,000
-constexpr std::size_t kMaxStack = 500'000;
+constexpr std::size_t kMaxStack = 100'000;
 constexpr std::size_t kMaxMarks = 1'000;     // open at once: as deep as containers lie in each other
 constexpr std::uint64_t kMaxLong = 1024;  // bytes of one integer; a generator state's words take 5
 
@@ -382,13 +382,22 @@ void Unpickler::push_long(std::uint64_t size) {
 }
 
 void Unpickler::push_container(Kind kind, std::vector<NodeId> items) {
-  graph_.containers.push_back({{}, std::move(items)});
-  push(add(kind, graph_.containers.size() - 1));
+  add_container(kind, {}, std::move(items));
 }
 
 void Unpickler::push_opaque(std::string_view class_name, std::vector<NodeId> parts) {
-  graph_.containers.push_back({class_name, std::move(parts)});
-  push(add(Kind::kOpaque, graph_.containers.size() - 1));
+  add_container(Kind::kOpaque, class_name, std::move(parts));
+}
+
+// The tree's builder refuses deep nesting too; half a million tuples around each other need not be kept until then.
+void Unpickler::add_container(Kind kind, std::string_view class_name, std::vector<NodeId> items) {
+  std::uint8_t depth = 0;
+  for (const NodeId item : items) depth = std::max(depth, node(item).depth);
+  if (depth > kMaxPickleDepth) damaged(concat("it is nested deeper than ", kMaxPickleDepth));
+  graph_.containers.push_back({class_name, std::move(items)});
+  const NodeId id = add(kind, graph_.containers.size() - 1);
+  graph_.nodes[id].depth = static_cast<std::uint8_t>(depth + 1);
+  push(id);
 }
 
 NodeId Unpickler::top() const {

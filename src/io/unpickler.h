@@ -16,6 +16,8 @@ namespace train_gpt_v2 {
 
 using NodeId = std::uint32_t;
 
+constexpr int kMaxPickleDepth = 100;
+
 struct PickleNode {
   enum class Kind : std::uint8_t {
     kNone,
@@ -35,6 +37,7 @@ struct PickleNode {
     kOpaque
   };
   Kind kind = Kind::kNone;
+  std::uint8_t depth = 0;  // containers: levels that were there when it was made
   union {
     std::int64_t integer = 0;  // kBool, kInt
     double real;               // kFloat
@@ -82,6 +85,7 @@ class Unpickler {
   void push_text(Kind kind, std::uint64_t size);
   void push_long(std::uint64_t size);
   void push_container(Kind kind, std::vector<NodeId> items = {});
+  void add_container(Kind kind, std::string_view class_name, std::vector<NodeId> items);
   NodeId top() const;
   NodeId pop();
   std::vector<NodeId> pop_to_mark();

@@ -15,4 +15,7 @@ void mark_lost_pages(const MappedFile& file);
 // IO008 when pages of a marked file were lost: what was read before this call may have been zeros.
 void check_lost_pages(const MappedFile& file);
 
+// The same, and asks the file system: a cut within the last page loses no page, but what lay behind it reads as zeros.
+void check_not_cut(const MappedFile& file);
+
 }  // namespace train_gpt_v2

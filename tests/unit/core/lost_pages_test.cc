@@ -39,6 +39,28 @@ TEST(LostPages, ATruncatedManifestWasASigbus) {
   EXPECT_EQ(sum_of(other), 10'000);
 }
 
+TEST(LostPages, ACutWithinTheLastPageWasNotNoticed) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("data", std::string(100'000, '\1'));
+  const MappedFile file(path);
+  mark_lost_pages(file);
+  check_not_cut(file);
+  ASSERT_EQ(::truncate(path.c_str(), 99'990), 0);
+  EXPECT_EQ(sum_of(file), 99'990);
+  check_lost_pages(file);  // all pages are there
+  EXPECT_THROW(check_not_cut(file), Error);
+}
+
+TEST(LostPages, AShorterFileRenamedOverTheMappedOneIsNoCut) {
+  const TemporaryFolder folder;
+  const std::string path = folder.write("data", std::string(100'000, '\1'));
+  const MappedFile file(path);
+  mark_lost_pages(file);
+  ASSERT_EQ(::rename(folder.write("new", "short").c_str(), path.c_str()), 0);
+  check_not_cut(file);
+  EXPECT_EQ(sum_of(file), 100'000);
+}
+
 TEST(LostPages, AFileThatIsNotMarkedEndsTheProcessWithItsName) {
   const TemporaryFolder folder;
   const std::string path = folder.write("data", std::string(100'000, '\1'));

@@ -221,6 +221,19 @@ TEST(BatchLoader, StopsWhenTooManySamplesAreBad) {
   }
 }
 
+TEST(BatchLoader, AManifestThatWasCutWasLeftOutAsBadSamples) {
+  const Corpus corpus(skipping(0.9));
+  BatchLoader loader(*corpus.data, corpus.epochs(), workers(0));
+  ASSERT_EQ(read(loader, 1).size(), 1u);
+  std::filesystem::resize_file(corpus.manifest, file_size(corpus.manifest) - 1);
+  try {
+    read(loader, 1);
+    FAIL() << "a manifest without its end was read";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), "IO008");
+  }
+}
+
 TEST(BatchLoader, MayBeDestroyedAtAnyTime) {
   const Corpus corpus;
   for (int i = 0; i < 20; ++i) {

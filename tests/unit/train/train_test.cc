@@ -126,7 +126,8 @@ TEST(Ema, DecayFollowsTheWarmUpCurve) {
   settings.enabled = true;
   const Ema ema(parameters, settings);
   EXPECT_EQ(ema.decay_at(1), 0.0);
-  for (const auto& [update, value] : golden().at("ema_decay_timm_power_3_4").items()) {
+  const auto expected = golden().at("ema_decay_timm_power_3_4");
+  for (const auto& [update, value] : expected.items()) {
     EXPECT_NEAR(ema.decay_at(std::stoll(update)), value.get<double>(), 1e-12) << update;
   }
 }
