@@ -313,6 +313,10 @@ FusedLosses FusedGpt::evaluate(const Batch& batch, std::vector<FusedLosses>* sam
   return s.collect(plan, samples, batch.count());
 }
 
+void FusedGpt::on_gradients(StageListener listener) {
+  impl_->listener = std::move(listener);
+}
+
 void FusedGpt::refresh_weights() {
   for (const auto& [key, w] : impl_->by_key) {
     if (w->copy) impl_->kernels->convert(w->copy, w->value, w->numel);

@@ -61,6 +61,9 @@ struct FusedGpt::Impl : FusedBuffers {
   void backward_block(std::int64_t i, std::int64_t rows, const Dropout& dropout);
   void score_head(FusedHead& head, bool gradient);
   void backward_embedding(const FusedPlan& plan, const Dropout& dropout);
+  void stage_is_final(std::int64_t stage) const {
+    if (listener) listener(stage);
+  }
 
   Matrix act(void* data, std::int64_t stride) const { return {data, type, stride}; }
   ConstMatrix operand(const FusedWeight& w, std::int64_t stride) const {
@@ -92,6 +95,7 @@ struct FusedGpt::Impl : FusedBuffers {
   std::int64_t lowest_block = 0;  // backward stops after this block: nothing below it is trained
   bool embedding_trainable = false;
   bool overwrite = false;  // the next gradients start a new sum
+  StageListener listener;  // may be empty
 
   void* copies = nullptr;  // bf16 weights
   std::size_t copies_bytes = 0;

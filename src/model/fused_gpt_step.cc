@@ -160,6 +160,7 @@ void FusedGpt::Impl::backward(const FusedPlan& plan, const Dropout& dropout) {
   const std::int64_t rows = plan.rows();
   kernels->double_ln_gather_backward({final_norms(plan), rows, act(dz, width), dx, ln_f_weight.grad, ln_f_bias.grad,
                                       final_weight.grad, final_bias.grad, !overwrite});
+  stage_is_final(0);  // the heads' gradients came with their losses
   if (lowest_block < options.layers) {
     // The gradient of the last block's MLP branch: its dropout again, and the bias.
     LnBackwardDrop last;
@@ -172,8 +173,12 @@ void FusedGpt::Impl::backward(const FusedPlan& plan, const Dropout& dropout) {
     last.accumulate = !overwrite;
     kernels->ln_backward_drop(last);
   }
-  for (std::int64_t i = options.layers - 1; i >= lowest_block; --i) backward_block(i, rows, dropout);
+  for (std::int64_t i = options.layers - 1; i >= lowest_block; --i) {
+    backward_block(i, rows, dropout);
+    stage_is_final(options.layers - i);  // its out_bias was added with the block above
+  }
   if (embedding_trainable) backward_embedding(plan, dropout);
+  stage_is_final(options.layers + 1);
 }
 
 // On entry `dx` is the gradient of this block's output and `narrow` that of its MLP branch; on return the same of the

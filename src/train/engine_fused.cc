@@ -28,6 +28,8 @@ class FusedEngine final : public Engine {
     return sums(fused_.forward_backward(batch, key, text_scale, mel_scale), batch);
   }
 
+  void on_gradients(StageListener listener) override { fused_.on_gradients(std::move(listener)); }
+
   LossSums evaluate(const Batch& batch, bool per_sample) override {
     std::vector<FusedLosses> samples;
     LossSums out = sums(fused_.evaluate(batch, per_sample ? &samples : nullptr), batch);

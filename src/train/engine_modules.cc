@@ -1,5 +1,10 @@
 #include <ATen/Context.h>
 #include <ATen/ops/stack.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <utility>
 
 #include "train_gpt_v2/adapt/hooks.h"
 #include "train_gpt_v2/core/error.h"
@@ -13,6 +18,58 @@
 
 namespace train_gpt_v2 {
 namespace {
+
+// Follows autograd through a backward pass: a stage is final when every leaf of it, and of those before it, has got its
+// gradient. A leaf that gets none leaves its stage open.
+class StageWatch {
+ public:
+  StageWatch(const UnifiedVoice& model, const ModelOptions& options, StageListener listener)
+      : listener_(std::move(listener)), leaves_(static_cast<std::size_t>(gradient_stages(options)), 0) {
+    for (const auto& item : model.named_parameters()) {
+      if (!item.value().requires_grad()) continue;
+      const auto stage = static_cast<std::size_t>(gradient_stage(options, item.key()));
+      ++leaves_[stage];
+      const auto accumulator = torch::autograd::impl::grad_accumulator(item.value());
+      keys_.push_back(accumulator->add_post_hook(std::make_unique<Hook>(*this, stage)));
+      accumulators_.push_back(accumulator);
+    }
+  }
+  ~StageWatch() {
+    for (std::size_t i = 0; i < keys_.size(); ++i) accumulators_[i]->del_post_hook(keys_[i]);
+  }
+  StageWatch(const StageWatch&) = delete;
+  StageWatch& operator=(const StageWatch&) = delete;
+
+  void begin() {
+    missing_ = leaves_;
+    next_ = 0;
+  }
+
+ private:
+  struct Hook final : torch::autograd::FunctionPostHook {
+    Hook(StageWatch& of, std::size_t which) : watch(of), stage(which) {}
+    torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
+                                              const torch::autograd::variable_list&) override {
+      watch.added(stage);
+      return outputs;
+    }
+    StageWatch& watch;
+    std::size_t stage;
+  };
+
+  void added(std::size_t stage) {
+    --missing_[stage];
+    const std::size_t before = next_;
+    while (next_ < missing_.size() && missing_[next_] == 0) ++next_;
+    if (next_ > before) listener_(static_cast<std::int64_t>(next_) - 1);
+  }
+
+  StageListener listener_;
+  std::vector<std::int64_t> leaves_, missing_;                        // by stage
+  std::size_t next_ = 0;                                              // the first stage that is not final
+  std::vector<std::shared_ptr<torch::autograd::Node>> accumulators_;  // carry the hooks as long as they live
+  std::vector<std::uintptr_t> keys_;
+};
 
 class ModulesEngine final : public Engine {
  public:
@@ -62,8 +119,13 @@ class ModulesEngine final : public Engine {
       const AutocastScope autocast(model_.device().type(), compute_);
       result = model_.forward(inputs, how);
     }
+    if (watch_) watch_->begin();
     (result.text_loss_sum * text_scale + result.mel_loss_sum * mel_scale).backward();
     return sums(result, inputs, batch);
+  }
+
+  void on_gradients(StageListener listener) override {
+    watch_ = listener ? std::make_unique<StageWatch>(model_, model_options_, std::move(listener)) : nullptr;
   }
 
   LossSums evaluate(const Batch& batch, bool per_sample) override {
@@ -77,9 +139,9 @@ class ModulesEngine final : public Engine {
     const ForwardResult result = model_.forward(inputs, how);
     LossSums out = sums(result, inputs, batch);
     if (per_sample) {
-      const torch::Tensor rows = at::stack({result.text_loss_by_sample, result.mel_loss_by_sample,
-                                            result.mel_top1_by_sample})
-                                     .to(at::kCPU, at::kDouble);
+      const torch::Tensor rows =
+          at::stack({result.text_loss_by_sample, result.mel_loss_by_sample, result.mel_top1_by_sample})
+              .to(at::kCPU, at::kDouble);
       const auto values = rows.accessor<double, 2>();
       for (std::int64_t i = 0; i < batch.count(); ++i) {
         out.samples.push_back({values[0][i], values[1][i], static_cast<std::int64_t>(values[2][i])});
@@ -108,6 +170,7 @@ class ModulesEngine final : public Engine {
   AdapterSet* adapters_;
   std::unique_ptr<AdapterHooks> hooks_;  // only with dropout between base and adapter
   bool hooks_training_ = false;
+  std::unique_ptr<StageWatch> watch_;
   ModelOptions model_options_;
   BatchLayout layout_;
   std::int64_t checkpoint_every_;

@@ -112,40 +112,49 @@ EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const
   std::future<Batch> next;
   const auto first = static_cast<std::size_t>(ranks.rank()), stride = static_cast<std::size_t>(ranks.size());
   if (first < plan_.size()) next = std::async(std::launch::async, load, first);
-  for (std::size_t i = first; i < plan_.size(); i += stride) {
-    const Batch batch = next.get();
-    if (stop()) {
-      complete = false;
-      break;
-    }
-    if (i + stride < plan_.size()) next = std::async(std::launch::async, load, i + stride);
-    const LossSums sums = evaluate_in_memory(engine, batch, splits, options_.model, limit);
-    const double* value = sums.values.const_data_ptr<double>();
-    all.text_loss += value[0];
-    all.mel_loss += value[1];
-    all.top1 += value[2];
-    all.top5 += value[3];
-    all.text_tokens += sums.text_tokens;
-    all.mel_tokens += sums.mel_tokens;
-    for (std::size_t s = 0; s < sums.samples.size(); ++s) {
-      for (const std::string& split : splits_of(batch.samples[s])) {
-        Sums& part = by_split[split];
-        const auto at = static_cast<std::int64_t>(s);
-        part.text_loss += sums.samples[s].text_loss_sum;
-        part.mel_loss += sums.samples[s].mel_loss_sum;
-        part.top1 += static_cast<double>(sums.samples[s].mel_top1);
-        part.text_tokens += batch.text_length(at) + 1;
-        part.mel_tokens += batch.code_length(at) + 1;
+  const auto measure = [&] {
+    for (std::size_t i = first; i < plan_.size(); i += stride) {
+      const Batch batch = next.get();
+      if (stop()) {
+        complete = false;
+        break;
+      }
+      if (i + stride < plan_.size()) next = std::async(std::launch::async, load, i + stride);
+      const LossSums sums = evaluate_in_memory(engine, batch, splits, options_.model, limit);
+      const double* value = sums.values.const_data_ptr<double>();
+      all.text_loss += value[0];
+      all.mel_loss += value[1];
+      all.top1 += value[2];
+      all.top5 += value[3];
+      all.text_tokens += sums.text_tokens;
+      all.mel_tokens += sums.mel_tokens;
+      for (std::size_t s = 0; s < sums.samples.size(); ++s) {
+        for (const std::string& split : splits_of(batch.samples[s])) {
+          Sums& part = by_split[split];
+          const auto at = static_cast<std::int64_t>(s);
+          part.text_loss += sums.samples[s].text_loss_sum;
+          part.mel_loss += sums.samples[s].mel_loss_sum;
+          part.top1 += static_cast<double>(sums.samples[s].mel_top1);
+          part.text_tokens += batch.text_length(at) + 1;
+          part.mel_tokens += batch.code_length(at) + 1;
+        }
+      }
+      if (options_.validation.text_usage_gap) {
+        Batch after;
+        validation_.load(plan_.batch((i + 1) % plan_.size()).front(), after);
+        other_text_loss += evaluate_in_memory(engine, with_next_text(batch, after), false, options_.model, limit)
+                               .values[1]
+                               .item<double>();
       }
     }
-    if (options_.validation.text_usage_gap) {
-      Batch after;
-      validation_.load(plan_.batch((i + 1) % plan_.size()).front(), after);
-      other_text_loss += evaluate_in_memory(engine, with_next_text(batch, after), false, options_.model, limit)
-                             .values[1]
-                             .item<double>();
-    }
+  };
+  std::optional<Error> failure;
+  try {
+    measure();
+  } catch (const Error& problem) {
+    failure = problem;
   }
+  ranks.agree(failure);
   std::vector<Sums*> parts{&all};
   for (auto& [split, sums] : by_split) parts.push_back(&sums);
   sum_over_ranks(parts, other_text_loss, complete, ranks);

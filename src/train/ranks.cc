@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <functional>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -35,6 +36,18 @@ const char* const kFailureKey = "failure";
 
 std::string beat_key(int rank) {
   return concat("beat/", rank);
+}
+
+std::string written(const Error& error) {
+  const nlohmann::json all = {error.code(), error.message(), error.place(), error.details(), error.hint()};
+  return all.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);  // file names may be no UTF-8
+}
+
+Error read_error(const std::string& text, std::size_t rank) {
+  const nlohmann::json all = nlohmann::json::parse(text);
+  Error error = Error(all[0].get<std::string>(), all[1].get<std::string>()).at(all[2].get<std::string>());
+  for (const auto& line : all[3]) static_cast<void>(std::move(error).detail(line.get<std::string>()));
+  return std::move(error).detail(concat("on rank ", rank)).fix(all[4].get<std::string>());
 }
 
 [[noreturn]] void end_process(const std::string& report, ExitStatus status) {
@@ -211,7 +224,10 @@ Ranks::Ranks(const RankEnvironment& environment, const std::string& backend, at:
           .fix("set distributed.backend to \"gloo\", or build with the GPU set");
 #endif
     } else {
-      c.device = c.host;
+      // Not the host's group: sums of gradients are under way while numbers are agreed on, and a group takes all its
+      // work in one order.
+      c.device = c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::PrefixStore>("device", c.store),
+                                                             rank(), size(), gloo);
     }
   } catch (const Error&) {
     throw;
@@ -298,6 +314,17 @@ void Ranks::check_equal(const std::string& what, const std::string& text) {
         .detail(concat("rank 0: ", all[0]))
         .detail(concat("rank ", i, ": ", all[i]))
         .fix("start every rank with the same program, configuration and files");
+  }
+}
+
+void Ranks::agree(const std::optional<Error>& failure) {
+  if (single()) {
+    if (failure) throw *failure;
+    return;
+  }
+  const std::vector<std::string> all = gather(failure ? written(*failure) : "");
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (!all[i].empty()) throw SharedError(read_error(all[i], i));
   }
 }
 

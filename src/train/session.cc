@@ -341,14 +341,15 @@ void Session::check_ranks() {
       .fix(concat("set it to ", below > 0 ? concat(below, " or ") : "", below + ranks));
 }
 
-// Gradients are summed while backward goes on where autograd fills them and nothing is added to them afterwards.
-std::unique_ptr<GradientSync> Session::make_sync() {
-  const bool overlapped = engine_->name() == "modules" && !adaptation_->adapters() && !adaptation_->ewc();
-  std::vector<torch::Tensor> leaves;
+// Gradients are summed while backward goes on, unless adapters or EWC add to them afterwards.
+void Session::make_sync() {
+  std::vector<std::int64_t> stages;
   for (const TrainableTensor& tensor : parameters_.tensors) {
-    leaves.push_back(overlapped && tensor.first_row == 0 ? tensor.value : torch::Tensor());
+    stages.push_back(gradient_stage(options_.model, tensor.name));
   }
-  return std::make_unique<GradientSync>(ranks_, parameters_, leaves);
+  sync_ = std::make_unique<GradientSync>(ranks_, parameters_, stages);
+  if (ranks_.single() || adaptation_->adapters() || adaptation_->ewc()) return;
+  engine_->on_gradients([this](std::int64_t stage) { sync_->stage_is_final(stage); });
 }
 
 // Rows that were just made by averaging must be able to move (algorithms.md §8).
@@ -479,7 +480,7 @@ ExitStatus Session::train() {
        static_cast<std::uint64_t>(options_.train.grad_accumulation) / ranks},
       state_.cursor);
   CheckpointStore store(ranks_.first() ? directory_ : "", options_.checkpoint);
-  const std::unique_ptr<GradientSync> sync = make_sync();
+  make_sync();
   Reporter reporter(ranks_.first() ? directory_ : "", options_, parameters_, request_.device, state_.step, goal_step_);
   reporter.lengths(*train_, state_.step);
   PythonExtras extras;
@@ -500,7 +501,7 @@ ExitStatus Session::train() {
   reporter.event(state_.step, checkpoint_ ? "resume" : "start",
                  {{"from", checkpoint_ ? checkpoint_->path : options_.init.from}, {"build", request_.build}});
   checkpoint_.reset();  // unmaps the file
-  Trainer trainer({live, *schedule_, *engine_, ranks_, *sync, loader, evaluator.get(), training_sampler_.get(), store,
+  Trainer trainer({live, *schedule_, *engine_, ranks_, *sync_, loader, evaluator.get(), training_sampler_.get(), store,
                    reporter, extras, directory_, request_.build, request_.max_steps, goal_step_,
                    request_.hang_seconds});
   const TrainOutcome outcome = trainer.run();

@@ -39,7 +39,7 @@ class Session {
   void check_resume();
   void check_new_rows() const;
   void check_ranks();
-  std::unique_ptr<GradientSync> make_sync();
+  void make_sync();
   void restore();
   void mend_position();
   std::unique_ptr<BatchSequence> make_sequence();
@@ -79,6 +79,7 @@ class Session {
   std::unique_ptr<LearningRateSchedule> schedule_;
   std::unique_ptr<Engine> engine_;
   std::string engine_reason_;
+  std::unique_ptr<GradientSync> sync_;
   std::unique_ptr<TrainingSampler> training_sampler_;
   bool has_conditioners_ = true;  // false: the start weights came without them
   ResumeDecision decision_;

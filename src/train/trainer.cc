@@ -19,24 +19,24 @@ bool due(std::int64_t step, std::int64_t interval) {
   return interval > 0 && step % interval == 0;
 }
 
-// The losses of all ranks.
-void sum_losses(WindowLosses& losses, Ranks& ranks) {
-  if (ranks.single()) return;
-  std::vector<double> all(7, 0.0);
+// The losses of all ranks. False when one of them failed: then they say nothing.
+bool sum_losses(WindowLosses& losses, bool failed, Ranks& ranks) {
+  if (ranks.single()) return true;
+  constexpr std::size_t kPositions = 8;  // of every rank, from here on
+  std::vector<double> all(kPositions + static_cast<std::size_t>(ranks.size()), 0.0);
   if (losses.sums.defined()) std::copy_n(losses.sums.const_data_ptr<double>(), 4, all.begin());
   all[4] = losses.loss;
   all[5] = static_cast<double>(losses.positions);
   all[6] = static_cast<double>(losses.padded_positions);
-  const double own = all[5];
+  all[7] = failed ? 1 : 0;
+  all[kPositions + static_cast<std::size_t>(ranks.rank())] = all[5];
   ranks.sum(all);
   losses.sums = torch::tensor(std::vector<double>(all.begin(), all.begin() + 4), torch::kFloat64);
   losses.loss = all[4];
   losses.positions = static_cast<std::int64_t>(all[5]);
   losses.padded_positions = static_cast<std::int64_t>(all[6]);
-  std::vector<double> by_rank(static_cast<std::size_t>(ranks.size()), 0.0);
-  by_rank[static_cast<std::size_t>(ranks.rank())] = own;
-  ranks.sum(by_rank);
-  losses.most_positions = static_cast<std::int64_t>(*std::max_element(by_rank.begin(), by_rank.end()));
+  losses.most_positions = static_cast<std::int64_t>(*std::max_element(all.begin() + kPositions, all.end()));
+  return all[7] == 0;
 }
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
@@ -52,19 +52,28 @@ Trainer::Trainer(TrainerParts parts)
       started_(std::chrono::steady_clock::now()),
       last_save_(started_),
       last_saved_step_(state_.step),
-      watchdog_(parts_.hang_seconds) {
-  memory_.halves = parts_.ranks.single();
-}
+      watchdog_(parts_.hang_seconds) {}
 
 TrainOutcome Trainer::run() {
   try {
     return train();
   } catch (const Error& failure) {
     // Bad data, a lost file or too little memory leave the state whole, as it was at the window's edge. Several ranks
-    // cannot meet any more to save it: their newest checkpoint counts.
+    // must meet to save it, which they can where all of them learnt of the error; else their newest checkpoint counts.
     const bool whole = failure.status() != ExitStatus::kDiverged && failure.status() != ExitStatus::kInternal;
-    if (whole && parts_.ranks.single()) keep_what_is_there();
+    const bool together = parts_.ranks.single() || dynamic_cast<const SharedError*>(&failure);
+    if (whole && together) keep_what_is_there();
     throw;
+  }
+}
+
+// What this rank does without the others. Its failure waits until they meet.
+void Trainer::alone(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& failure) {
+    if (parts_.ranks.single()) throw;
+    failure_ = failure;
   }
 }
 
@@ -75,12 +84,13 @@ TrainOutcome Trainer::train() {
     snapshots_.forget_copies();
   }
   if (state_.validation_due && parts_.evaluator) validate();
-  if (parts_.sampler && parts_.sampler->missing(state_.step)) sample();
+  if (parts_.sampler && parts_.sampler->missing(state_.step)) alone([this] { sample(); });
   snapshots_.forget_copies();
   while (true) {
     if (const auto reason = reason_to_stop()) return finish(*reason);
     const auto begin = std::chrono::steady_clock::now();
-    std::optional<Window> window = next_window();
+    std::optional<Window> window;
+    if (!failure_) alone([&] { window = next_window(); });
     if (!agree(window)) return finish(reason_to_stop().value_or(StopReason::kDataEnd));
     if (!train_window(*window)) return finish(StopReason::kSignal);
     const double seconds = seconds_since(begin);
@@ -116,7 +126,7 @@ std::optional<StopReason> Trainer::reason_to_stop() {
 }
 
 // Whether to train the window. Of several ranks each has its part of it: this is where they learn of the whole, and of
-// each other's signals.
+// each other's signals and failures.
 bool Trainer::agree(std::optional<Window>& window) {
   Ranks& ranks = parts_.ranks;
   if (ranks.single()) return window.has_value();
@@ -128,8 +138,9 @@ bool Trainer::agree(std::optional<Window>& window) {
       window ? count(window->mel_tokens) : 0, count(!window),
       count(stop == ExitStatus::kSigint),     count(stop == ExitStatus::kSigterm),
       count(stop == ExitStatus::kSighup),     count(save && (ranks.first() || stop == ExitStatus::kOk)),
-      count(ranks.first() && time_is_over())};
+      count(ranks.first() && time_is_over()), count(failure_.has_value())};
   ranks.sum(all);
+  if (all[9] > 0) ranks.agree(failure_);
   agreed_stop_ = all[4] > 0   ? ExitStatus::kSigint
                  : all[5] > 0 ? ExitStatus::kSigterm
                  : all[6] > 0 ? ExitStatus::kSighup
@@ -214,17 +225,22 @@ WindowLosses Trainer::forward_backward(const Window& window, double loss_scale) 
   }
   watchdog_.alive("training");
   watchdog_.describe(concat("samples: ", join(window.micro_batches.front().batch.ids, " ")));
-  const auto begin = [&] {
+  WindowEvents events;
+  events.begin = [&] {
+    parts_.sync.begin_window();
     adaptation.begin_window(parts_.core.parameters);
     if (ranks.single()) return;
     // The fused engine clears what its own batches touched; the sums left what the others' did.
     const torch::NoGradGuard no_grad;
     for (TrainableTensor& tensor : parts_.core.parameters.tensors) tensor.grad.zero_();
   };
-  const auto stop = [&] { return stop_asked("training") && ranks.single(); };
-  WindowLosses losses = run_window(parts_.engine, parts, loss_scale, parts_.core.options.model, memory_, begin, stop,
-                                   [this] { parts_.sync.begin_last_micro_batch(); });
+  events.stop = [&] { return stop_asked("training") && ranks.single(); };
+  events.last_pass = [this] { parts_.sync.begin_last_pass(); };
+  events.may_begin_anew = [this] { return !parts_.sync.begun(); };
+  WindowLosses losses;
+  alone([&] { losses = run_window(parts_.engine, parts, loss_scale, options_.model, memory_, events); });
   if (losses.stopped) return losses;
+  if (!sum_losses(losses, failure_.has_value(), ranks)) ranks.agree(failure_);
   if (losses.retries > 0) {
     parts_.reporter.event(state_.step, "out_of_memory",
                           {{"retries", losses.retries}, {"too_many_positions", memory_.too_many}});
@@ -232,7 +248,6 @@ WindowLosses Trainer::forward_backward(const Window& window, double loss_scale) 
   adaptation.complete_gradients(loss_scale / ranks.size());
   adaptation.agree(ranks);
   parts_.sync.finish();
-  sum_losses(losses, ranks);
   const torch::NoGradGuard no_grad;
   for (torch::Tensor& rows : parts_.core.parameters.masked_grads) rows.zero_();
   return losses;
@@ -394,7 +409,9 @@ void Trainer::do_what_is_due(bool last) {
   }
   if (take_status_request()) parts_.reporter.status(state_);
   // Last: the checkpoint of this step is on its way meanwhile.
-  if (parts_.sampler && last_sampled_step_ != state_.step && parts_.sampler->due(state_.step)) sample();
+  if (parts_.sampler && last_sampled_step_ != state_.step && parts_.sampler->due(state_.step)) {
+    alone([this] { sample(); });
+  }
   snapshots_.forget_copies();  // the next step changes the weights
 }
 
@@ -502,13 +519,15 @@ void Trainer::report_saves() {
   }
 }
 
-// Before an error ends the run. The error is what the user must see, so a failure here is only a warning.
+// All: before an error ends the run. The error is what the user must see, so a failure here is only a warning.
 void Trainer::keep_what_is_there() {
   try {
+    parts_.sync.finish();  // in a window that failed some ranks have begun these sums; worthless now
     parts_.store.wait();
     report_saves();
-    if (!saved()) save(/*wait=*/true);
+    if (parts_.ranks.from_first(!saved())) save(/*wait=*/true);
     report_saves();
+    parts_.ranks.from_first(true);  // whoever leaves with an error ends the others: not before the file is there
   } catch (const std::exception& failure) {
     log_warning("checkpoint", "step ", state_.step, " could not be saved either: ", failure.what());
   }
@@ -535,6 +554,7 @@ bool Trainer::save_within_grace() {
 TrainOutcome Trainer::finish(StopReason reason) {
   const bool goal = reason == StopReason::kGoal || reason == StopReason::kDataEnd || reason == StopReason::kEarlyStop;
   if (goal) do_what_is_due(/*last=*/true);
+  parts_.ranks.agree(failure_);
   ExitStatus status = ExitStatus::kOk;
   if (reason == StopReason::kTimeLimit) status = ExitStatus::kTemporary;
   if (stop_requested() != ExitStatus::kOk) status = stop_requested();

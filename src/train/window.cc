@@ -1,5 +1,7 @@
 #include "train_gpt_v2/train/window.h"
 
+#include <algorithm>
+
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/train/device.h"
@@ -26,26 +28,32 @@ std::vector<T> ragged_rows(const std::vector<T>& values, const std::vector<std::
 
 struct TryAgain {};  // with a lower limit
 
-// Calls `run`; where memory is too small for `batch`, remembers it and throws TryAgain.
+// Calls `run`; where memory is too small for `batch`, remembers it and throws TryAgain, if that may be.
 template <typename Run>
-LossSums within_memory(const Batch& batch, const ModelOptions& model, MemoryLimit& limit, const Run& run) {
+LossSums within_memory(const Batch& batch, const ModelOptions& model, MemoryLimit& limit, const Run& run,
+                       const std::function<bool()>& may_try_again) {
   const std::int64_t positions = real_positions(batch, model);
   std::string reason;
   try {
-    return run(batch);
+    LossSums sums = run(batch);
+    sums.values = sums.values.cpu();  // a GPU is through only now
+    if (!limit.first_window) limit.fits = std::max(limit.fits, positions);
+    return sums;
   } catch (const std::exception& failure) {
     if (!is_out_of_memory(failure)) throw;
     reason = std::string(failure.what()).substr(0, 300);
   }
   release_cached_memory();
-  if (batch.count() < 2 || !limit.halves) {
+  const bool alone = may_try_again();
+  if (batch.count() < 2 || !alone) {
     throw Error("MEM001", concat("out of memory with ", batch.count(), " samples of ", positions, " positions in all"))
         .at(concat("sample ", join(batch.ids, " ")))
-        .detail(reason)
+        .detail(alone ? reason : "gradients were sent to the other ranks already; " + reason)
         .fix(batch.count() < 2 ? "set train.activation_checkpointing to 1, or use a device with more memory"
                                : "lower train.batch_size and raise train.grad_accumulation by the same factor");
   }
   limit.too_many = positions;
+  limit.fits = 0;  // whatever fitted before may not any more
   log_warning("memory", "out of memory with ", batch.count(), " samples (", positions,
               " positions): micro-batches of that size run in halves from now on. The effective batch stays; a smaller "
               "train.batch_size with more train.grad_accumulation would be faster");
@@ -66,31 +74,31 @@ void in_parts(const Batch& batch, std::int64_t first, const ModelOptions& model,
 }
 
 WindowLosses try_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
-                        const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
-                        const std::function<bool()>& stop, const std::function<void()>& before_last) {
+                        const ModelOptions& model, MemoryLimit& limit, const WindowEvents& events) {
   WindowLosses losses;
   engine.begin_window();
-  begin();
+  events.begin();
   std::size_t last = parts.size();
   while (last > 0 && parts[last - 1].batch->count() == 0) --last;
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const WindowPart& part = parts[i];
     if (part.batch->count() == 0) continue;  // every sample of it was bad and is skipped
-    if (i + 1 == last) before_last();
     in_parts(*part.batch, 0, model, limit, [&](const Batch& batch, std::int64_t first) {
       DropoutKey key = part.key;
       key.seed += static_cast<std::uint64_t>(first)
                   << 32;  // rows are counted within the part; the first keeps its masks
-      const LossSums sums = within_memory(batch, model, limit, [&](const Batch& it) {
+      const bool is_last = i + 1 == last && first + batch.count() == part.batch->count();
+      if (is_last && real_positions(batch, model) <= limit.fits) events.last_pass();
+      const auto run = [&](const Batch& it) {
         return engine.forward_backward(it, key, part.text_scale * loss_scale, part.mel_scale * loss_scale);
-      });
-      const torch::Tensor values = sums.values.cpu();
-      losses.loss += part.text_scale * values[0].item<double>() + part.mel_scale * values[1].item<double>();
-      losses.sums = losses.sums.defined() ? losses.sums + values : values;
+      };
+      const LossSums sums = within_memory(batch, model, limit, run, events.may_begin_anew);
+      losses.loss += part.text_scale * sums.values[0].item<double>() + part.mel_scale * sums.values[1].item<double>();
+      losses.sums = losses.sums.defined() ? losses.sums + sums.values : sums.values;
       losses.positions += sums.positions;
       losses.padded_positions += sums.padded_positions;
     });
-    if (i + 1 < parts.size() && stop()) {
+    if (i + 1 < parts.size() && events.stop()) {
       losses.stopped = true;
       break;
     }
@@ -122,12 +130,12 @@ Batch slice(const Batch& batch, std::int64_t first, std::int64_t count) {
 }
 
 WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
-                        const ModelOptions& model, MemoryLimit& limit, const std::function<void()>& begin,
-                        const std::function<bool()>& stop, const std::function<void()>& before_last) {
+                        const ModelOptions& model, MemoryLimit& limit, const WindowEvents& events) {
   for (std::int64_t retries = 0;; ++retries) {
     try {
-      WindowLosses losses = try_window(engine, parts, loss_scale, model, limit, begin, stop, before_last);
+      WindowLosses losses = try_window(engine, parts, loss_scale, model, limit, events);
       losses.retries = retries;
+      limit.first_window = false;
       return losses;
     } catch (const TryAgain&) {
       // Gradients may hold a part of what did not fit: the window begins anew.
@@ -141,11 +149,8 @@ LossSums evaluate_in_memory(Engine& engine, const Batch& batch, bool per_sample,
     try {
       LossSums all;
       in_parts(batch, 0, model, limit, [&](const Batch& part, std::int64_t) {
-        LossSums sums = within_memory(part, model, limit, [&](const Batch& it) {
-          LossSums measured = engine.evaluate(it, per_sample);
-          measured.values = measured.values.cpu();
-          return measured;
-        });
+        const auto run = [&](const Batch& it) { return engine.evaluate(it, per_sample); };
+        LossSums sums = within_memory(part, model, limit, run, [] { return true; });
         all.values = all.values.defined() ? all.values + sums.values : sums.values;
         all.text_tokens += sums.text_tokens;
         all.mel_tokens += sums.mel_tokens;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Two and three processes over Gloo take the steps of one process with the same global batch, whatever is switched on;
-# a killed rank ends all, the run goes on with the same and with another number of ranks; signals are agreed.
+# Two and three processes over Gloo take the steps of one process with the same global batch, whatever is switched on
+# and whoever starts them; a killed rank ends all, the run goes on with the same and with another number of ranks;
+# signals are agreed; an error that one rank meets costs as little as it costs one rank alone.
 # shellcheck source=tests/support/cli.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../support/cli.sh"
 program=${TGV2_BINARY:?ctest sets it}
@@ -105,6 +106,34 @@ check "three ranks take the same steps" same_run one three
 check "two ranks of modules" run_on 2 phase1 modules --set train.engine=modules
 check "modules take the same steps" same_run one modules
 
+# --- started by Slurm: a stand-in for srun sets what srun sets (on one node, and on two of which this machine plays both)
+cat >"$work/srun" <<'SRUN'
+#!/usr/bin/env bash
+# srun NODES COMMAND...: two tasks on one node, or one on each of two.
+nodes=$1; shift
+while job=$RANDOM; (exec 3<>"/dev/tcp/127.0.0.1/$((20000 + job))") 2>/dev/null; do :; done
+names=localhost; [ "$nodes" = 1 ] || names=localhost,node2
+export SLURM_JOB_ID=$job SLURM_STEP_ID=0 SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NUM_NODES=$nodes
+export SLURM_STEP_NODELIST=$names SLURM_JOB_NODELIST=other,$names
+for task in 0 1; do
+  SLURM_PROCID=$task SLURM_LOCALID=$((nodes == 1 ? task : 0)) "$@" &
+  tasks[task]=$!
+done
+worst=0
+for task in 0 1; do
+  code=0; wait "${tasks[task]}" || code=$?
+  [ "$code" -le "$worst" ] || worst=$code
+done
+exit "$worst"
+SRUN
+chmod +x "$work/srun"
+by_slurm() { env -u RANK -u WORLD_SIZE -u MASTER_ADDR -u MASTER_PORT GLOO_SOCKET_IFNAME=lo "$work/srun" "$1" "$program" --config "$work/$2.json" --output-dir "$work/$3" --device cpu -q "${@:4}"; }
+check "srun, two tasks on a node" by_slurm 1 phase1 slurm
+check "they take the same steps" same_run one slurm
+check "srun, a task on each of two nodes" by_slurm 2 phase1 slurm2
+check "these too" same_run one slurm2
+fails_with 78 "srun, and an accumulation that the tasks do not divide" by_slurm 1 phase1 odd_slurm --set train.grad_accumulation=3
+
 manifest=$root/tests/data/fixtures/data/val_pairs.jsonl
 check "fisher" "$program" fisher --config "$work/phase1.json" --checkpoint "$root/tests/data/fixtures/model/gpt.pth" \
   --manifest "$manifest::am" --output "$work/fisher.safetensors" --device cpu -q
@@ -153,6 +182,60 @@ kill -TERM "$launcher"
 status=0; wait "$launcher" || status=$?
 check "SIGTERM is agreed: status 143, was $status: $(tail -n 3 "$work/err")" test "$status" = 143
 check "it saved" test -e "$work/signals/latest.pt"
+
+# --- errors that one rank meets
+cp -r "$root/tests/data/fixtures/data" "$work/data"
+# without_codes MANIFEST N: the manifest in which the codes of the N-th pair cannot be found, as data/broken_N.jsonl.
+without_codes() {
+  python3 - "$work/data" "$1" "$2" <<'PYTHON'
+import json, sys
+folder, manifest, victim = sys.argv[1], sys.argv[2], int(sys.argv[3])
+pairs = [json.loads(line) for line in open(f"{folder}/{manifest}")]
+pairs[victim - 1]["target_codes_path"] = "codes/missing.npy"
+open(f"{folder}/broken_{victim}.jsonl", "w").writelines(json.dumps(pair) + "\n" for pair in pairs)
+PYTHON
+}
+# same_state A B STEP: the newest checkpoints stand at that step and place, and hold the same weights to 1e-5.
+same_state() {
+  python3 - "$root/tests/support" "$work/$1" "$work/$2" "$3" <<'PYTHON'
+import array, sys
+support, a, b, step = sys.argv[1:]
+sys.path.insert(0, support)
+from torch_reader import read_plain
+one, two = read_plain(a + "/latest.pt"), read_plain(b + "/latest.pt")
+assert one["step"] == two["step"] == int(step), (one["step"], two["step"])
+assert (one["epoch"], one["batch_idx"]) == (two["epoch"], two["batch_idx"])
+for key, tensor in one["model"].items():
+    if tensor.dtype == "float32" and not key.endswith("attn.c_attn.bias"):
+        p, q = array.array("f", tensor.data), array.array("f", two["model"][key].data)
+        assert max(abs(u - v) for u, v in zip(p, q)) <= 1e-5, key
+PYTHON
+}
+config errors '{"sampler": {"mode": "sequential"}, "checkpoint": {"interval": 1000}, "validation": {"interval": 0},
+  "early_stopping": {"enabled": false}}'
+# same_error STEP NAME SETTINGS...: one rank and two end with the same status, message and newest checkpoint.
+same_error() {
+  local step=$1 name=$2; shift 2
+  status_of run errors "alone_$name" "$@"
+  local alone=$status message
+  message=$(grep -m 1 '^error\[' "$work/err")
+  check "$name: one rank ends with an error" test "$alone" -gt 0 -a -n "$message"
+  fails_with "$alone" "$name: so do two ranks" run_on 2 errors "both_$name" "$@"
+  cat "$work/err" >>"$work/all_errors"
+  check "$name: with the same message" says "$message"
+  check "$name: both have saved step $step" same_state "alone_$name" "both_$name" "$step"
+}
+for victim in 20 24; do  # of the second window
+  without_codes train_pairs.jsonl "$victim"
+  same_error 1 "train_$victim" --set "data.train_manifests=[\"$work/data/broken_$victim.jsonl\"]"
+done
+for victim in 1 4; do
+  without_codes val_pairs.jsonl "$victim"
+  same_error 3 "val_$victim" --set validation.interval=3 --set "data.val_manifests=[\"$work/data/broken_$victim.jsonl\"]"
+done
+for rank in 0 1; do
+  check "an error of rank $rank was among them" grep -q "on rank $rank" "$work/all_errors"
+done
 
 fails_with 78 "accumulation that the ranks do not divide" run_on 2 phase1 odd --set train.grad_accumulation=3
 check "it names what would do" says "2 or 4"

@@ -22,6 +22,7 @@
 #include "train_gpt_v2/config/options.h"
 #include "train_gpt_v2/data/batch.h"
 #include "train_gpt_v2/kernels/kernels.h"
+#include "train_gpt_v2/model/gradient_stages.h"
 
 namespace train_gpt_v2 {
 
@@ -66,6 +67,9 @@ class FusedGpt {
   // Starts a new sum of gradients: clears the touched rows of the tables and their flags, and the position tables.
   void begin_window();
   FusedLosses forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale);
+  // forward_backward() then calls `listener`, on the caller's thread, behind every stage of its backward pass; an empty
+  // one ends that. On a GPU a gradient is final for whatever is enqueued on the kernels' stream from then on.
+  void on_gradients(StageListener listener);
   // Without dropout and gradients. With `samples`, one entry per sample of the batch.
   FusedLosses evaluate(const Batch& batch, std::vector<FusedLosses>* samples = nullptr);
 

@@ -17,6 +17,7 @@
 #include "train_gpt_v2/config/options.h"
 #include "train_gpt_v2/data/batch.h"
 #include "train_gpt_v2/kernels/dropout.h"
+#include "train_gpt_v2/model/gradient_stages.h"
 #include "train_gpt_v2/model/unified_voice.h"
 
 namespace train_gpt_v2 {
@@ -41,6 +42,10 @@ class Engine {
   virtual void begin_window() = 0;
   // Training mode, dropout as configured; gradients are added.
   virtual LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) = 0;
+  // forward_backward() then tells `listener` which gradients are final while its backward pass goes on below them; an
+  // empty one ends that. Calls come one at a time, maybe from autograd's thread, and stages may be left out: the next
+  // one includes them. On a GPU a gradient is final for what the calling thread's current stream does next.
+  virtual void on_gradients(StageListener listener) = 0;
   // No dropout, no gradient, no random numbers.
   virtual LossSums evaluate(const Batch& batch, bool per_sample) = 0;
   // After anything changed the parameters (a step, an EMA swap, a load). With adapters the model's weights hold W'

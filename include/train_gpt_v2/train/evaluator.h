@@ -33,7 +33,7 @@ class Evaluator {
   Evaluator(const Dataset& validation, const Dataset* train, const Options& options);
 
   // `stop` is polled between batches; when it answers true, on any rank, the results are marked incomplete. A call of
-  // all ranks.
+  // all ranks, which also fail together.
   EvaluatorOutput run(Engine& engine, const std::string& weights, const std::function<bool()>& stop,
                       Ranks& ranks) const;
   std::size_t batches() const { return plan_.size(); }

@@ -1,17 +1,22 @@
 #pragma once
-// Sums the gradients of a window over the ranks, in buckets, overlapped with the backward pass where autograd runs it
-// (Li et al., "PyTorch Distributed", VLDB 2020).
+// Sums the gradients of a window over the ranks, in buckets, overlapped with the backward pass where the engine tells
+// how far that has come (Li et al., "PyTorch Distributed", VLDB 2020).
 //
-// Buckets hold gradients in the order in which backward finishes them, last layers first; a bucket is sent when all its
-// gradients are final and every bucket before it was sent, so that all ranks send in the same order. Only the last
-// micro-batch of a window may start sums: those before it only add. One caller; hooks run on autograd's thread.
+// Buckets hold gradients in the order in which backward finishes them, heads and last layers first; a bucket is sent
+// when all its gradients are final and every bucket before it was sent. Which rank sends when does not matter, but all
+// send the same buckets in the same order, so the sums have the same bits whether they were sent early or in finish().
+// Only the last backward pass of a window may send: those before it only add.
+//
+// On CUDA nothing waits for the host: NCCL's stream waits for an event that is recorded, when a bucket is sent, on the
+// current stream of the sending thread. That is the stream of the kernels that wrote the gradients (the fused engine's
+// by construction, autograd's by its stream guard in the hook), and those kernels are enqueued by then. finish() makes
+// the current stream wait for the sums, so the update comes behind them; in between backward writes other gradients.
+// One caller; stage_is_final() may come from autograd's thread while the caller waits for backward.
 
 #include <torch/types.h>
 
 #include <cstdint>
 #include <memory>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "train_gpt_v2/train/parameters.h"
@@ -19,36 +24,35 @@
 
 namespace train_gpt_v2 {
 
+struct BucketBytes {
+  std::int64_t first = 1 << 20, others = 25 << 20;
+};
+
 class GradientSync {
  public:
-  static constexpr std::int64_t kFirstBucketBytes = 1 << 20, kBucketBytes = 25 << 20;
+  // `stages[i]`: when backward finishes the i-th gradient (model/gradient_stages.h). The gradients are looked up when
+  // they are sent, so buffers may be replaced between windows.
+  GradientSync(Ranks& ranks, const ParameterSet& parameters, const std::vector<std::int64_t>& stages,
+               BucketBytes bytes = {});
 
-  // `leaves[i]`: the leaf whose backward fills the i-th gradient; an undefined one leaves it to finish(). The gradients
-  // are looked up when they are sent, so buffers may be replaced between windows.
-  GradientSync(Ranks& ranks, const ParameterSet& parameters, const std::vector<torch::Tensor>& leaves);
-  ~GradientSync();
-  GradientSync(const GradientSync&) = delete;
-  GradientSync& operator=(const GradientSync&) = delete;
-
-  // Before the window's last micro-batch on this rank: its backward may send.
-  void begin_last_micro_batch();
+  // Whenever a window begins, or begins anew because memory was too small; not after sums were begun.
+  void begin_window();
+  // Before the window's last backward pass on this rank: it may send. Without this call finish() sends everything.
+  void begin_last_pass();
+  void stage_is_final(std::int64_t stage);  // and all stages before it; ignored except in the last pass
   // All: sends what was not sent yet and waits for every sum.
   void finish();
 
+  bool begun() const { return !under_way_.empty(); }  // other ranks may be adding our gradients
   std::size_t buckets() const { return buckets_.size(); }
   std::size_t sent_during_backward() const { return sent_early_; }  // buckets, of the last window
 
  private:
   struct Bucket {
     std::vector<std::size_t> tensors;  // of the parameter set
-    std::size_t waiting_for = 0;       // leaves whose backward has not come yet
-    std::size_t hooked = 0;
-    bool only_hooked = true;
+    std::int64_t last_stage = 0;
   };
-  struct Hook;
 
-  void ready(std::size_t bucket);
-  void send_ready_ones();
   void send_next();
 
   Ranks& ranks_;
@@ -58,8 +62,6 @@ class GradientSync {
   std::size_t next_ = 0;  // the first bucket that was not sent
   std::size_t sent_early_ = 0;
   bool open_ = false;
-  std::vector<std::shared_ptr<void>> accumulators_;  // autograd nodes that carry the hooks: alive as long as those
-  std::vector<std::pair<void*, std::uintptr_t>> hook_keys_;
 };
 
 }  // namespace train_gpt_v2

@@ -5,15 +5,18 @@
 // lives on a GPU. Every function that says "all" must be called by all ranks in the same order. Results are the same
 // bits on every rank. With one rank everything returns at once and no connection exists.
 //
-// A thread of its own watches the others: a rank that reports a failure, dies or falls silent ends this process within
-// seconds, with the failing rank's message and exit status. Errors: NET001 the ranks do not meet, NET002 contact is
-// lost, NET003 they disagree. Threads: one caller.
+// An error that one rank alone meets goes to all of them where they meet next (agree()), so that they can save before
+// they end; nothing else needs that, because a thread of its own watches the others: a rank that reports a failure,
+// dies or falls silent ends this process within seconds, with the failing rank's message and exit status. Errors:
+// NET001 the ranks do not meet, NET002 contact is lost, NET003 they disagree. Threads: one caller.
 
 #include <torch/types.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "train_gpt_v2/core/error.h"
@@ -26,6 +29,12 @@ class PendingSum {
  public:
   virtual ~PendingSum() = default;
   virtual void wait() = 0;  // on CUDA: orders the current stream behind it, without blocking the host
+};
+
+// A rank's error, thrown on all of them at the same place: they can still meet.
+class SharedError : public Error {
+ public:
+  explicit SharedError(Error error) : Error(std::move(error)) {}
 };
 
 class Ranks {
@@ -45,7 +54,8 @@ class Ranks {
 
   // All: host numbers summed in place; counts are exact up to 2^53.
   void sum(std::vector<double>& values);
-  // All: tensors of the device, of one type, summed in place.
+  // All: tensors of the device, of one type, summed in place. Only their order among each other counts: calls of the
+  // other kinds may come in between, at different places on different ranks.
   std::unique_ptr<PendingSum> start_sum(std::vector<torch::Tensor> tensors);
   // All: `tensor` of rank `root` into that of every rank.
   void broadcast(torch::Tensor tensor, int root = 0);
@@ -57,6 +67,10 @@ class Ranks {
   std::vector<std::string> gather(const std::string& text);
   // All: throws NET003 on every rank where somebody's text differs from rank 0's. `what` names it in the message.
   void check_equal(const std::string& what, const std::string& text);
+
+  // All: nothing where no rank has failed. Else throws a SharedError on every rank: the failure of the lowest that has
+  // one, with its number. One rank's own failure is thrown as it is.
+  void agree(const std::optional<Error>& failure);
 
   // Tells the other ranks that this one stops with an error; they end with its message and status.
   void report_failure(const Error& error);

@@ -7,7 +7,8 @@
 // (algorithms.md §7.2, §9.3).
 //
 // With several ranks every window begins with one small sum: how much it holds over all of them, and whether anybody
-// has a reason to stop or to save. From then on all do the same; rank 0 reports, samples and writes.
+// has a reason to stop or to save, or has failed. From then on all do the same; rank 0 reports, samples and writes. The
+// sum of the losses behind the window tells who failed within it: then nobody takes the step.
 
 #include <chrono>
 #include <functional>
@@ -62,7 +63,8 @@ class Trainer {
   // Trains until there is a reason to stop; saves, and writes DONE where the run's own goal is reached.
   // Throws NUM001 when bad steps follow each other, NUM003 when rollbacks do not help (train/stability.h), MEM001 when
   // a single sample does not fit, IO002 when the state could not be saved at the end, and what the loader throws;
-  // except after the first two the state reached is saved before it leaves.
+  // except after the first two the state reached is saved before it leaves. Of several ranks' errors, that holds for
+  // those of reading data, of a window, of validation and of sampling: all ranks throw the same one.
   TrainOutcome run();
 
  private:
@@ -72,6 +74,7 @@ class Trainer {
   };
 
   TrainOutcome train();
+  void alone(const std::function<void()>& work);
   bool stop_asked(const char* doing);  // signals and trigger files; tells the watchdog that `doing` moves
   std::optional<StopReason> reason_to_stop();
   std::optional<Window> next_window();  // nothing: the data ended or a stop was asked
@@ -106,6 +109,7 @@ class Trainer {
   std::int64_t last_validated_step_ = -1, last_sampled_step_ = -1, last_saved_step_ = -1;
   ExitStatus agreed_stop_ = ExitStatus::kOk;  // several ranks: what agree() found out
   bool agreed_save_ = false, agreed_time_over_ = false;
+  std::optional<Error> failure_;  // of this rank, for agree()
   MemoryLimit memory_;
   Watchdog watchdog_;
   SnapshotMaker snapshots_;

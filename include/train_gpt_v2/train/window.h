@@ -6,7 +6,11 @@
 // the packed layout without dropout gives the same gradients up to rounding; dropout masks of later parts are drawn
 // anew, and in the padded layout a half is padded to its own longest sample. What did not fit is remembered, so later
 // micro-batches of that size are halved at once.
-// Errors: MEM001 where a single sample, or without halves a micro-batch, does not fit. Threads: one.
+//
+// Of several ranks each does so by itself: nothing here is a call of all. Only the last pass of a window may send
+// gradients, and once they are sent the window cannot begin again. So last_pass is announced only for a size that has
+// fitted before; a larger one runs without, and its gradients are sent behind it.
+// Errors: MEM001 where a single sample does not fit, or where gradients were sent already. Threads: one.
 
 #include <cstdint>
 #include <functional>
@@ -35,19 +39,23 @@ struct WindowLosses {
   bool stopped = false;             // by `stop`: the gradients are worthless
 };
 
-// Micro-batches with at least this many positions do not fit.
+// What is known about sizes, in positions of what runs at once.
 struct MemoryLimit {
-  bool halves = true;  // false: what does not fit is an error (several ranks, whose sums may be under way)
-  std::int64_t too_many = std::numeric_limits<std::int64_t>::max();
+  std::int64_t too_many = std::numeric_limits<std::int64_t>::max();  // so many do not fit
+  std::int64_t fits = 0;  // so many did, in a window behind the first: moments and workspaces come with that
+  bool first_window = true;
 };
 
-// `loss_scale` is the gradient scaler's. `begin` is called whenever the window begins (anew), behind the engine's
-// begin_window(). `stop` is asked after every micro-batch but the last; `before_last` is called before the last one
-// that has samples.
-WindowLosses run_window(
-    Engine& engine, const std::vector<WindowPart>& parts, double loss_scale, const ModelOptions& model,
-    MemoryLimit& limit, const std::function<void()>& begin, const std::function<bool()>& stop,
-    const std::function<void()>& before_last = [] {});
+struct WindowEvents {
+  std::function<void()> begin = [] {};                // the window begins (anew), behind the engine's begin_window()
+  std::function<bool()> stop = [] { return false; };  // asked after every micro-batch but the last
+  std::function<void()> last_pass = [] {};            // the last forward and backward of the window follows
+  std::function<bool()> may_begin_anew = [] { return true; };  // false: the gradients are not ours alone any more
+};
+
+// `loss_scale` is the gradient scaler's.
+WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
+                        const ModelOptions& model, MemoryLimit& limit, const WindowEvents& events);
 
 // The same for one batch of a validation.
 LossSums evaluate_in_memory(Engine& engine, const Batch& batch, bool per_sample, const ModelOptions& model,

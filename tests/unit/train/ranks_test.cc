@@ -4,73 +4,19 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <torch/types.h>
-#include <unistd.h>
 
-#include <functional>
 #include <map>
 
+#include "support/rank_processes.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/train/gradient_sync.h"
 
 namespace train_gpt_v2 {
 namespace {
 
-// One that the system gives out now; tests run side by side.
-std::uint16_t free_port() {
-  const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(::bind(fd, reinterpret_cast<const sockaddr*>(&address), size), 0);
-  EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  ::close(fd);
-  return ntohs(address.sin_port);
-}
-
-// Runs `body` in `size` processes and gives their exit statuses (128 + signal for a death).
-std::vector<int> run_ranks(int size, const std::function<int(Ranks&)>& body) {
-  const std::uint16_t port = free_port();
-  std::vector<pid_t> children;
-  for (int rank = 0; rank < size; ++rank) {
-    const pid_t pid = ::fork();
-    if (pid == 0) {
-      RankEnvironment env;
-      env.rank = rank;
-      env.size = env.local_size = size;
-      env.local_rank = rank;
-      env.port = port;
-      int status = 99;
-      try {
-        Ranks ranks(env, "gloo", at::kCPU);
-        try {
-          status = body(ranks);
-          if (status == 0) ranks.leave();
-        } catch (const Error& error) {
-          ranks.report_failure(error);
-          status = static_cast<int>(error.status());
-        }
-      } catch (const Error& error) {
-        std::fputs(error.report().c_str(), stderr);
-        status = static_cast<int>(error.status());
-      }
-      std::_Exit(status);
-    }
-    children.push_back(pid);
-  }
-  std::vector<int> statuses;
-  for (const pid_t pid : children) {
-    int status = 0;
-    ::waitpid(pid, &status, 0);
-    statuses.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
-  }
-  return statuses;
-}
+using testing::run_ranks;
 
 VariableLookup variables(std::map<std::string, std::string> values) {
   return [values = std::move(values)](const std::string& name) -> std::optional<std::string> {
@@ -214,43 +160,96 @@ TEST(Ranks, AKilledRankEndsTheOthersForAnotherTry) {
   }
 }
 
-// Two micro-batches: the first only adds, the second sends while backward is still going on; sums are those of one
-// rank.
-TEST(GradientSync, SumsOnceAndOverlapsWithBackward) {
+TEST(Ranks, AnErrorOfOneIsThrownByAll) {
+  const auto statuses = run_ranks(3, [](Ranks& ranks) {
+    ranks.agree(std::nullopt);
+    std::optional<Error> own;
+    if (ranks.rank() > 0) {
+      own = Error("DAT001", concat("bad file \xff of ", ranks.rank()))
+                .where("f", 3)
+                .detail("a")
+                .detail("b")
+                .fix("mend it");
+    }
+    try {
+      ranks.agree(own);
+    } catch (const SharedError& error) {
+      if (error.code() != "DAT001" || error.message().find(" of 1") == std::string::npos) return 1;
+      if (error.place() != "f:3" || error.hint() != "mend it") return 2;
+      if (error.details() != std::vector<std::string>{"a", "b", "on rank 1"}) return 3;
+      std::vector<double> still{1.0};
+      ranks.sum(still);  // they can meet
+      return still[0] == 3 ? 0 : 4;
+    }
+    return 5;
+  });
+  EXPECT_THAT(statuses, ::testing::Each(0));
+  Ranks one;
+  one.agree(std::nullopt);
+  EXPECT_THROW(one.agree(Error("DAT001", "bad")), Error);
+}
+
+ParameterSet gradients_of(const std::vector<std::int64_t>& sizes) {
+  ParameterSet parameters;
+  for (const std::int64_t size : sizes) parameters.tensors.push_back({"", {}, torch::zeros({size}), 0, 0, {}});
+  return parameters;
+}
+
+void fill(ParameterSet& parameters, const Ranks& ranks) {
+  float value = static_cast<float>(ranks.rank());
+  for (TrainableTensor& tensor : parameters.tensors) tensor.grad.fill_(value += 10);
+}
+
+bool summed(const ParameterSet& parameters) {  // over two ranks
+  float value = 1;
+  for (const TrainableTensor& tensor : parameters.tensors) {
+    if (!tensor.grad.eq(value += 20).all().item<bool>()) return false;
+  }
+  return true;
+}
+
+TEST(GradientSync, SendsInTheOrderOfBackwardAndOnlyInTheLastPass) {
   const auto statuses = run_ranks(2, [](Ranks& ranks) {
-    const std::int64_t wide = GradientSync::kFirstBucketBytes / 4;  // a bucket of its own each
-    ParameterSet parameters;
-    std::vector<torch::Tensor> leaves;
-    for (int i = 0; i < 3; ++i) {
-      leaves.push_back(torch::ones({wide * (i == 0 ? 30 : 1)}).set_requires_grad(true));
-      leaves.back().mutable_grad() = torch::zeros_like(leaves.back());
-      parameters.tensors.push_back({"", leaves.back(), leaves.back().mutable_grad(), 0, 0, {}});
-    }
-    GradientSync sync(ranks, parameters, leaves);
-    const auto backward = [&] {
-      torch::Tensor loss = torch::zeros({});
-      for (int i = 0; i < 3; ++i)
-        loss = loss + leaves[static_cast<std::size_t>(i)].sum() * (i + 1.0 + 10.0 * ranks.rank());
-      loss.backward();
-    };
+    ParameterSet parameters = gradients_of({100, 100, 100, 100});
+    GradientSync sync(ranks, parameters, {2, 1, 0, 2}, {400, 800});  // buckets: [2], [1], [3, 0] or [1, 3], [0]
+    if (sync.buckets() != 3) return 1;
     for (int window = 0; window < 2; ++window) {
-      for (const torch::Tensor& leaf : leaves) leaf.mutable_grad().zero_();
-      backward();
-      sync.begin_last_micro_batch();
-      backward();
+      sync.begin_window();
+      sync.stage_is_final(2);  // a pass that is not the last
+      if (sync.begun()) return 2;
+      fill(parameters, ranks);
+      sync.begin_last_pass();
+      sync.stage_is_final(0);
+      if (!sync.begun()) return 3;
+      std::vector<double> numbers{1};
+      if (ranks.rank() == 0) sync.stage_is_final(2);
+      ranks.sum(numbers);  // between sums of gradients, at another place on each rank
+      if (ranks.rank() == 1) sync.stage_is_final(1);
       sync.finish();
-      for (int i = 0; i < 3; ++i) {
-        const torch::Tensor& grad = leaves[static_cast<std::size_t>(i)].grad();
-        if (!grad.eq(2 * ((i + 1.0) + (i + 11.0))).all().item<bool>()) return 1;
-      }
+      if (numbers[0] != 2 || !summed(parameters) || sync.begun()) return 4;
+      if (sync.sent_during_backward() != (ranks.rank() == 0 ? 3u : 1u)) return 5;
     }
-    if (sync.buckets() < 2 || sync.sent_during_backward() != sync.buckets()) return 2;
-    for (const torch::Tensor& leaf : leaves) leaf.mutable_grad().fill_(ranks.rank() + 1.0f);
-    sync.finish();  // a rank without a last micro-batch: everything is sent here
-    if (leaves[0].grad()[0].item<float>() != 3) return 3;
-    parameters.tensors[1].grad = torch::full({5}, ranks.rank() + 1.0f);  // a buffer that was replaced
-    sync.finish();
-    return parameters.tensors[1].grad[4].item<float>() == 3 ? 0 : 4;
+    return 0;
+  });
+  EXPECT_THAT(statuses, ::testing::Each(0));
+}
+
+TEST(GradientSync, WithoutALastPassEverythingIsSentAtTheEnd) {
+  const auto statuses = run_ranks(2, [](Ranks& ranks) {
+    ParameterSet parameters = gradients_of({5, 300, 7});
+    GradientSync sync(ranks, parameters, {0, 1, 2}, {16, 1024});
+    for (int window = 0; window < 2; ++window) {
+      parameters.tensors[1].grad = torch::zeros({3 - window});  // a buffer that was replaced
+      fill(parameters, ranks);
+      sync.begin_window();
+      if (ranks.rank() == 1) {
+        sync.begin_last_pass();
+        sync.stage_is_final(2);
+      }
+      sync.finish();
+      if (!summed(parameters)) return 1;
+    }
+    return 0;
   });
   EXPECT_THAT(statuses, ::testing::Each(0));
 }

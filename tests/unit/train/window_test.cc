@@ -4,9 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <map>
-#include <new>
 
 #include "support/fixture_run.h"
+#include "support/small_memory.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/data/dataset.h"
@@ -16,36 +16,7 @@
 namespace train_gpt_v2 {
 namespace {
 
-// Runs out of memory from so many positions on, in the middle of backward: after the gradients were touched.
-class SmallMemory final : public Engine {
- public:
-  SmallMemory(Engine& inner, const ModelOptions& model, std::int64_t room)
-      : inner_(inner), model_(model), room_(room) {}
-  std::string name() const override { return "small"; }
-  void begin_window() override { inner_.begin_window(); }
-  LossSums forward_backward(const Batch& batch, const DropoutKey& key, double text_scale, double mel_scale) override {
-    const LossSums sums = inner_.forward_backward(batch, key, text_scale, mel_scale);
-    check(batch);
-    return sums;
-  }
-  LossSums evaluate(const Batch& batch, bool per_sample) override {
-    check(batch);
-    return inner_.evaluate(batch, per_sample);
-  }
-  void parameters_changed() override { inner_.parameters_changed(); }
-  int failures() const { return failures_; }
-
- private:
-  void check(const Batch& batch) {
-    if (real_positions(batch, model_) < room_) return;
-    ++failures_;
-    throw std::bad_alloc();
-  }
-  Engine& inner_;
-  const ModelOptions& model_;
-  std::int64_t room_;
-  int failures_ = 0;
-};
+using testing::SmallMemory;
 
 class OutOfMemory : public ::testing::TestWithParam<const char*> {
  protected:
@@ -91,20 +62,15 @@ class OutOfMemory : public ::testing::TestWithParam<const char*> {
   Batch batches_[2];
 };
 
-void nothing() {}
-bool never() {
-  return false;
-}
-
 TEST_P(OutOfMemory, HalvesGiveTheGradientsOfTheWhole) {
   MemoryLimit unlimited;
-  const WindowLosses whole = run_window(*engine_, parts(), 1, options_.model, unlimited, nothing, never);
+  const WindowLosses whole = run_window(*engine_, parts(), 1, options_.model, unlimited, {});
   const auto expected = gradients();
   const std::int64_t positions = real_positions(batches_[0], options_.model);
 
   SmallMemory small(*engine_, options_.model, positions / 3);
   MemoryLimit limit;
-  const WindowLosses halved = run_window(small, parts(), 1, options_.model, limit, nothing, never);
+  const WindowLosses halved = run_window(small, parts(), 1, options_.model, limit, {});
   EXPECT_GE(halved.retries, 2);  // a half is still too much
   EXPECT_LT(limit.too_many, positions);
   EXPECT_NEAR(halved.loss, whole.loss, 1e-6 * std::abs(whole.loss));
@@ -119,7 +85,7 @@ TEST_P(OutOfMemory, HalvesGiveTheGradientsOfTheWhole) {
 
   // What did not fit once is not tried again.
   const int failures = small.failures();
-  EXPECT_EQ(run_window(small, parts(), 1, options_.model, limit, nothing, never).retries, 0);
+  EXPECT_EQ(run_window(small, parts(), 1, options_.model, limit, {}).retries, 0);
   EXPECT_EQ(small.failures(), failures);
 }
 
@@ -127,7 +93,7 @@ TEST_P(OutOfMemory, OneSampleThatDoesNotFitIsStatus82) {
   SmallMemory small(*engine_, options_.model, 1);
   MemoryLimit limit;
   try {
-    run_window(small, parts(), 1, options_.model, limit, nothing, never);
+    run_window(small, parts(), 1, options_.model, limit, {});
     FAIL() << "it fitted";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), "MEM001");
@@ -149,7 +115,55 @@ TEST_P(OutOfMemory, ValidationIsHalvedToo) {
 
 TEST_P(OutOfMemory, AStopBetweenMicroBatchesIsSeen) {
   MemoryLimit limit;
-  EXPECT_TRUE(run_window(*engine_, parts(), 1, options_.model, limit, nothing, [] { return true; }).stopped);
+  WindowEvents events;
+  events.stop = [] { return true; };
+  EXPECT_TRUE(run_window(*engine_, parts(), 1, options_.model, limit, events).stopped);
+}
+
+// Whoever sends gradients during the last pass cannot begin anew: it is announced only where the size has fitted
+// before.
+TEST_P(OutOfMemory, TheLastPassIsAnnouncedForSizesThatFitted) {
+  SmallMemory small(*engine_, options_.model, std::numeric_limits<std::int64_t>::max());
+  MemoryLimit limit;
+  int announced = 0;
+  bool sent = false;
+  WindowEvents events;
+  events.begin = [&] { sent = false; };
+  events.last_pass = [&] {
+    ++announced;
+    sent = true;
+  };
+  events.may_begin_anew = [&] { return !sent; };
+  const auto window = [&] { return run_window(small, parts(), 1, options_.model, limit, events).retries; };
+  EXPECT_EQ(window(), 0);
+  EXPECT_EQ(announced, 0);  // moments and workspaces are still to come
+  EXPECT_EQ(window(), 0);
+  EXPECT_EQ(window(), 0);
+  EXPECT_GE(announced, 1);
+
+  // The last micro-batch grows beyond all that ran, and does not fit: halves, although gradients would be sent.
+  const int before = announced;
+  data_.load(12, batches_[1]);
+  data_.load(13, batches_[1]);
+  ASSERT_GT(real_positions(batches_[1], options_.model), limit.fits);
+  small.set_room(real_positions(batches_[1], options_.model));
+  EXPECT_EQ(window(), 1);
+  EXPECT_EQ(announced, before + 1);  // by the last half: it is smaller than the micro-batch before it
+  EXPECT_EQ(window(), 0);
+  EXPECT_EQ(announced, before + 2);
+
+  // Memory shrinks under a size that did fit, and its gradients are on their way.
+  small.set_room(real_positions(slice(batches_[1], 4, 4), options_.model));
+  std::vector<WindowPart> half{parts()[1]};
+  const Batch second = slice(batches_[1], 4, 4);
+  half[0].batch = &second;
+  try {
+    run_window(small, half, 1, options_.model, limit, events);
+    FAIL() << "it began anew";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), "MEM001");
+    EXPECT_NE(error.report().find("sent to the other ranks"), std::string::npos);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, OutOfMemory, ::testing::Values("fused", "modules"));
