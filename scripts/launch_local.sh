@@ -59,17 +59,18 @@ for ((rank = 0; rank < count; rank++)); do
 done
 
 status=0
-first_failure=""
+rounds_since_failure=0  # of 0.2 s: the seconds that bash counts follow a clock that may be set
 while [ ${#ranks[@]} -gt 0 ]; do
   left=()
   for pid in "${ranks[@]}"; do
     if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); continue; fi
     code=0
     wait "$pid" || code=$?
-    if [ "$code" != 0 ] && [ -z "$first_failure" ]; then first_failure=$SECONDS; status=$code; fi
+    if [ "$code" != 0 ] && [ "$status" = 0 ]; then status=$code; fi
   done
   ranks=("${left[@]}")
-  if [ -n "$first_failure" ] && [ ${#ranks[@]} -gt 0 ] && [ $((SECONDS - first_failure)) -gt 60 ]; then
+  [ "$status" = 0 ] || rounds_since_failure=$((rounds_since_failure + 1))
+  if [ "$rounds_since_failure" -gt 300 ] && [ ${#ranks[@]} -gt 0 ]; then
     echo "launch_local: ${#ranks[@]} ranks go on without the one that failed; stopping them" >&2
     kill -KILL "${ranks[@]}" 2>/dev/null || true
   fi

@@ -93,7 +93,7 @@ done
 # Runs "$@", passes signals on to it, and leaves its status in $status. It looks instead of sleeping in `wait`: a trap
 # that falls due just before `wait` blocks would run only after the command's end.
 run() {
-  local started=$SECONDS pause=0.1 child
+  local rounds=0 pause=0.1 child
   # A process group of its own, so that Ctrl-C reaches the command once, through here, and not a second time.
   set -m
   "$@" </dev/null &
@@ -101,8 +101,10 @@ run() {
   set +m
   while kill -s 0 -- "$child" 2>/dev/null; do
     sleep "$pause" || true  # Ctrl-C reaches this sleep too
-    # Between fork and exec the command is still this shell and would swallow a signal: not in its first second.
-    [ $((SECONDS - started)) -ge 2 ] || continue
+    # Between fork and exec the command is still this shell and would swallow a signal: not in its first two seconds.
+    # Counted in rounds: the seconds that bash counts follow a clock that may be set back.
+    rounds=$((rounds + 1))
+    [ "$rounds" -ge 20 ] || continue
     pause=1
     [ "$told" = yes ] || { told=yes; kill -s "$stop" -- "$child" 2>/dev/null || true; }
   done

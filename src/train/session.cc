@@ -11,6 +11,7 @@
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/hash.h"
 #include "train_gpt_v2/core/logging.h"
+#include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/data/doctor.h"
 #include "train_gpt_v2/model/initialise.h"
 #include "train_gpt_v2/model/weights.h"
@@ -111,10 +112,16 @@ void Session::open_data() {
   }
 }
 
-// train.batch_size "auto": what the checkpoint holds, else measured on copies of everything that a step needs.
-void Session::choose_batch_size() {
+// Several ranks learn of each other's signals only between windows.
+bool Session::stopped_alone() const {
+  return ranks_.single() && stop_requested() != ExitStatus::kOk;
+}
+
+// train.batch_size "auto": what the checkpoint holds, else measured on copies of everything that a step needs. False
+// when a signal came before the size was known.
+bool Session::choose_batch_size() {
   TrainOptions& train = options_.train;
-  if (!train.batch_size_auto) return;
+  if (!train.batch_size_auto) return true;
   const std::int64_t effective = *train.effective_batch;
   train.batch_size_auto = false;
   if (kind_ == CheckpointKind::kOurs) {
@@ -124,7 +131,7 @@ void Session::choose_batch_size() {
       train.batch_size = before.batch_size;
       train.grad_accumulation = before.grad_accumulation;
       log_info("batch", "as chosen before: ", train.batch_size, " x ", train.grad_accumulation);
-      return;
+      return true;
     }
   }
   if (effective % ranks_.size() != 0) {
@@ -139,9 +146,11 @@ void Session::choose_batch_size() {
   ranks_.sum(said);
   train.batch_size = static_cast<std::int64_t>(said[0]);
   train.grad_accumulation = static_cast<std::int64_t>(said[1]) * ranks_.size();
+  if (stopped_alone()) return false;  // what was not measured must not be kept in a checkpoint
   for (const std::string& reason : chosen.reasons) log_info("batch", reason);
   log_info("batch", "chosen: ", train.batch_size, " x ", train.grad_accumulation, " = ", effective,
            " samples per step; kept when this run is continued");
+  return true;
 }
 
 BatchFit Session::measure_batch_size(std::int64_t effective) {
@@ -164,6 +173,7 @@ BatchFit Session::measure_batch_size(std::int64_t effective) {
   CheckpointParts parts = scratch.parts();
   const std::vector<std::uint32_t> longest = longest_samples(*scratch.train_, static_cast<std::size_t>(effective));
   fit.probe = [&](std::int64_t size) -> std::optional<std::uint64_t> {
+    if (stopped_alone()) return 0;  // the answer no longer matters
     try {
       const Batch batch = load_batch(*scratch.train_, longest, static_cast<std::size_t>(size));
       return probe_step(parts, *scratch.engine_, batch, request_.device).peak_memory;
@@ -412,13 +422,13 @@ void Session::mend_position() {
   if (cursor.batch >= sampler_->plan(cursor.epoch).size()) cursor = BatchCursor{cursor.epoch + 1, 0, 0, {}};
 }
 
-// Everything up to the first step; false when there is nothing left to train.
+// Everything up to the first step; false when there is nothing left to train, or a stop was asked for.
 bool Session::prepare() {
   begin_stage("plan");
   open_data();
   const bool look_early = options_.train.batch_size_auto;  // a checkpoint may hold the size
   if (look_early) find_checkpoint();
-  choose_batch_size();
+  if (!choose_batch_size()) return false;
   plan_steps();
   check_ranks();
   if (request_.resume == "auto" && !request_.preflight && ranks_.from_first(ranks_.first() && already_done()))
@@ -455,7 +465,7 @@ ExitStatus Session::run() {
     add_log_file(path_join(directory_, "log.txt"));
   }
   log_info("run", "train_gpt_v2 ", request_.build);
-  if (!prepare()) return ExitStatus::kOk;
+  if (!prepare()) return stop_requested();
   ranks_.check_equal("the program", request_.build);
   ranks_.check_equal("the configuration", sha256(effective_json(options_)));
   ranks_.check_equal("the data", concat(facts_.data_fingerprint, " ", facts_.replay_fingerprint, " ",

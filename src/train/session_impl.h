@@ -28,7 +28,8 @@ class Session {
   bool prepare();
   ExitStatus train();
   void begin_stage(std::string_view name) const;
-  void choose_batch_size();
+  bool choose_batch_size();
+  bool stopped_alone() const;
   BatchFit measure_batch_size(std::int64_t effective);
   void find_checkpoint();
   void open_data();

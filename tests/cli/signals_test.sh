@@ -52,7 +52,61 @@ touch "$run/save"
 for _ in $(seq 100); do [ "$(stat -c %i "$run/latest.pt")" = "$before" ] || break; sleep 0.1; done
 [ "$(stat -c %i "$run/latest.pt")" != "$before" ] || fail "the save file did not save"
 kill -0 "$pid" || fail "it stopped"
+kill -TERM "$pid"; ended 143
 
+# In every phase.
+begin() { # RUN CHANGES: starts in a run directory of its own, waits for the handlers
+  write_config "$work/$1.json" "$2"
+  run=$work/$1
+  "$program" --config "$work/$1.json" --output-dir "$run" --device cpu -q &
+  pid=$!
+  for _ in $(seq 300); do ! handles_signals "$pid" || return 0; sleep 0.01; done
+  fail "no handlers were set"
+}
+until_there() { # FILE
+  for _ in $(seq 600); do [ ! -e "$1" ] || return 0; sleep 0.05; done
+  fail "$1 never came"
+}
+
+begin at_start '{"train": {"max_steps": 100000, "epochs": null}, "optimizer": {"schedule": "constant"}}'
+kill -TERM "$pid"; ended 143
+
+# While train.batch_size "auto" is measured: nothing is trained yet, and a size that was not measured must not be kept.
+begin probing '{"train": {"batch_size": "auto", "effective_batch": 16384, "max_steps": 100000, "epochs": null},
+  "optimizer": {"schedule": "constant"}}'
+until_there "$run/log.txt"
+sleep 1
+kill -0 "$pid" || fail "the probe was over too soon"
+kill -TERM "$pid"
+for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+! kill -0 "$pid" 2>/dev/null || fail "the probe did not stop"
+status=0; wait "$pid" || status=$?
+[ "$status" = 143 ] || fail "exit status $status while measuring, wanted 143"
+[ ! -e "$run/latest.pt" ] || fail "a batch size was kept that was not measured"
+
+# While it samples: the folder of the step is there, and its sheet, which is written last, is not.
+begin sampling '{"train": {"max_steps": 100000, "epochs": null}, "optimizer": {"schedule": "constant"},
+  "sampling": {"interval": 2, "count": 16, "max_codes": 300, "num_beams": 3}}'
+until_there "$run/samples/step_2"
+kill -INT "$pid"; ended 130
+[ ! -e "$run/samples/step_2/notes.json" ] || fail "sampling was over before the signal came"
+
+# While it validates, every step.
+begin validating '{"train": {"max_steps": 100000, "epochs": null, "log_interval": 1}, "optimizer": {"schedule": "constant"},
+  "validation": {"interval": 1, "text_usage_gap": true, "batch_size": 1}}'
+until_there "$run/best_model.pth"
+kill -HUP "$pid"; ended 129
+
+# While it saves: the temporary file is there.
+begin saving '{"train": {"max_steps": 100000, "epochs": null}, "optimizer": {"schedule": "constant"},
+  "checkpoint": {"interval": 1}}'
+for _ in $(seq 3000); do compgen -G "$run/model_step*.tmp.*" >/dev/null && break; done
+kill -TERM "$pid"; ended 143
+! compgen -G "$run/model_step*.tmp.*" >/dev/null || fail "a temporary file was left"
+"$program" inspect --verify "$run/latest.pt" >/dev/null || fail "latest.pt is not sound"
+
+run=$work/run
+start
 # A second trainer in the same run directory is kept out.
 status=0
 "$program" --config "$work/run.json" --output-dir "$run" --device cpu -q 2>"$work/second" || status=$?

@@ -22,9 +22,7 @@ for ((i = 0; i < stops; ++i)); do
   pid=$!
   sleep "$(awk -v r=$RANDOM 'BEGIN { print r / 32768 * 1.2 }')"
   handlers=no
-  # SIGUSR2's bit in the mask of caught signals: before that the kernel's own answer counts.
-  caught=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$pid/status" 2>/dev/null || true)
-  [ -z "$caught" ] || [ $((0x${caught: -8} >> 11 & 1)) = 0 ] || handlers=yes
+  ! handles_signals "$pid" || handlers=yes
   begin=$(date +%s%N)
   kill -s "$signal" "$pid" 2>/dev/null || true
   if [ "$signal" = USR1 ] && [ "$handlers" = yes ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A long run of a tiny model with saves, validation and resumes: memory, descriptors, threads and disk stay flat.
+# A long run of a tiny model with saves, validation, sampling and resumes: memory, descriptors, threads and disk stay flat.
 # usage: soak.sh [STEPS]; every tenth of them another process continues.
 # shellcheck source=tests/support/cli.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../support/cli.sh"
@@ -11,6 +11,7 @@ part=$((steps / 10))
 
 write_config "$work/run.json" '{"train": {"max_steps": '"$steps"', "epochs": null, "log_interval": 50}, "optimizer": {"schedule": "constant"},
   "validation": {"interval": 200}, "checkpoint": {"interval": 100, "keep_every": '"$((part * 5))"'}, "ema": {"enabled": true},
+  "sampling": {"interval": 250, "count": 2, "max_codes": 12},
   "logging": {"tensorboard": true, "progress": "off"}}'
 run=$work/run
 begin=$(date +%s)
@@ -30,6 +31,7 @@ for ((i = 1; i <= 10; ++i)); do
   wait "$pid" || fail "part $i ended with status $?"
 done
 [ -e "$run/DONE" ] || fail "no DONE"
+[ "$(find "$run/samples" -name notes.json | wc -l)" -ge $((steps / 250)) ] || fail "samples are missing"
 python3 - "$work/samples" "$steps" $(($(date +%s) - begin)) <<'PYTHON'
 import statistics, sys
 rows = [list(map(int, line.split())) for line in open(sys.argv[1])]

@@ -45,6 +45,15 @@ json.dump(config, open(out, "w"))
 PYTHON
 }
 
+# handles_signals PID: the program runs under that number and has set its handlers (bit of SIGUSR2 in the mask of caught
+# signals); before that the kernel answers, or the shell that is about to become the program.
+handles_signals() {
+  local caught
+  [ "$(readlink "/proc/$1/exe" 2>/dev/null)" = "$(readlink -f "$TGV2_BINARY")" ] || return 1
+  caught=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null) || return 1
+  [ -n "$caught" ] && [ $((0x${caught: -8} >> 11 & 1)) = 1 ]
+}
+
 says() { grep -qF -- "$1" "$work/out" "$work/err"; }
 
 finish() {
