@@ -189,7 +189,7 @@ BatchFit Session::measure_batch_size(std::int64_t effective) {
                                            longest_one.text_length + longest_one.code_length, effective);
   fit.remembered = remembered_batch_size(path, key).value_or(0);
   BatchFit found = fit_batch(fit);
-  remember_batch_size(path, key, found.batch_size);
+  if (!stopped_alone()) remember_batch_size(path, key, found.batch_size);
   return found;
 }
 

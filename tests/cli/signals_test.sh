@@ -72,6 +72,7 @@ begin at_start '{"train": {"max_steps": 100000, "epochs": null}, "optimizer": {"
 kill -TERM "$pid"; ended 143
 
 # While train.batch_size "auto" is measured: nothing is trained yet, and a size that was not measured must not be kept.
+export XDG_CACHE_HOME=$work/cache
 begin probing '{"train": {"batch_size": "auto", "effective_batch": 16384, "max_steps": 100000, "epochs": null},
   "optimizer": {"schedule": "constant"}}'
 until_there "$run/log.txt"
@@ -83,6 +84,7 @@ for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
 status=0; wait "$pid" || status=$?
 [ "$status" = 143 ] || fail "exit status $status while measuring, wanted 143"
 [ ! -e "$run/latest.pt" ] || fail "a batch size was kept that was not measured"
+[ ! -e "$work/cache/train_gpt_v2" ] || fail "a batch size that was not measured is remembered"
 
 # While it samples: the folder of the step is there, and its sheet, which is written last, is not.
 begin sampling '{"train": {"max_steps": 100000, "epochs": null}, "optimizer": {"schedule": "constant"},
