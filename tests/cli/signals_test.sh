@@ -20,7 +20,7 @@ PYTHON
 
 run=$work/run
 start() { # waits until training has begun
-  "$program" --config "$work/run.json" --output-dir "$run" --device cpu -q &
+  env --default-signal=HUP "$program" --config "$work/run.json" --output-dir "$run" --device cpu -q &  # even under nohup
   pid=$!
   for _ in $(seq 300); do
     grep -qs '"event":"\(start\|resume\)"' "$run/metrics.jsonl" && break
@@ -58,7 +58,7 @@ kill -TERM "$pid"; ended 143
 begin() { # RUN CHANGES: starts in a run directory of its own, waits for the handlers
   write_config "$work/$1.json" "$2"
   run=$work/$1
-  "$program" --config "$work/$1.json" --output-dir "$run" --device cpu -q &
+  env --default-signal=HUP "$program" --config "$work/$1.json" --output-dir "$run" --device cpu -q &
   pid=$!
   for _ in $(seq 300); do ! handles_signals "$pid" || return 0; sleep 0.01; done
   fail "no handlers were set"

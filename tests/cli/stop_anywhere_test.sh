@@ -18,7 +18,7 @@ statuses=(143 130 129 0)
 slowest=0
 for ((i = 0; i < stops; ++i)); do
   signal=${signals[i % 4]} wanted=${statuses[i % 4]}
-  "$program" --config "$work/run.json" --output-dir "$work/parts" --device cpu -q 2>"$work/err" &
+  env --default-signal=HUP "$program" --config "$work/run.json" --output-dir "$work/parts" --device cpu -q 2>"$work/err" &
   pid=$!
   sleep "$(awk -v r=$RANDOM 'BEGIN { print r / 32768 * 1.2 }')"
   handlers=no

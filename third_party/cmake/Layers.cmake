@@ -9,7 +9,9 @@ target_compile_options(tgv2_flags INTERFACE
 target_compile_definitions(tgv2_flags INTERFACE $<$<CONFIG:Release>:_FORTIFY_SOURCE=2>)
 target_link_options(tgv2_flags INTERFACE -Wl,-z,relro,-z,now)
 if(TGV2_SANITIZE STREQUAL "address")
-  set(_san -fsanitize=address,undefined -fno-sanitize=vptr -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
+  # Without null and object-size: a fifth of the compile time, and the first ends in a report of ASan's anyway.
+  set(_san -fsanitize=address,undefined -fno-sanitize=vptr,null,object-size -fno-omit-frame-pointer
+    -fno-sanitize-recover=undefined)
 elseif(TGV2_SANITIZE STREQUAL "thread")
   set(_san -fsanitize=thread -fno-omit-frame-pointer)
 elseif(TGV2_SANITIZE STREQUAL "fuzzer")  # clang only: libFuzzer's coverage beside address and undefined
