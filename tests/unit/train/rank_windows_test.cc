@@ -31,7 +31,6 @@ struct Rig {
         data(options.data.train_manifests, {}, options.data, options.model, tokenizer),
         model(options.model) {
     configure_logging({LogLevel::kError, false});
-    at::set_num_threads(1);
     {
       const torch::NoGradGuard no_grad;
       initialise(model, 7);
