@@ -1,6 +1,7 @@
 #pragma once
 // Real processes as the ranks of one run on this machine, over Gloo; they report by their exit status.
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -38,6 +39,7 @@ inline std::vector<int> fork_ranks(int size, const std::function<int(const RankE
   for (int rank = 0; rank < size; ++rank) {
     const pid_t pid = ::fork();
     if (pid == 0) {
+      at::set_num_threads(1);  // OpenMP's other threads stayed with the parent
       RankEnvironment env;
       env.rank = rank;
       env.size = env.local_size = size;

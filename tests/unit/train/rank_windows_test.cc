@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <limits>
+#include <map>
 
 #include "support/fixture_run.h"
 #include "support/rank_processes.h"
@@ -31,7 +32,6 @@ struct Rig {
         data(options.data.train_manifests, {}, options.data, options.model, tokenizer),
         model(options.model) {
     configure_logging({LogLevel::kError, false});
-    at::set_num_threads(1);
     {
       const torch::NoGradGuard no_grad;
       initialise(model, 7);
@@ -82,6 +82,25 @@ struct Rig {
 };
 
 class RankWindows : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(RankWindows, WhatIsToldFinalIsFinal) {
+  Ranks one;
+  Rig rig(one, GetParam());
+  std::map<std::size_t, torch::Tensor> told;
+  rig.executor->on_gradients([&](std::int64_t stage) {
+    for (std::size_t i = 0; i < rig.parameters.tensors.size(); ++i) {
+      const TrainableTensor& tensor = rig.parameters.tensors[i];
+      if (gradient_stage(rig.options.model, tensor.name) == stage) told[i] = tensor.grad.clone();
+    }
+  });
+  MemoryLimit limit;
+  const std::vector<torch::Tensor> found = rig.window(*rig.executor, limit);
+  ASSERT_EQ(told.size(), found.size());
+  for (const auto& [i, gradient] : told) {
+    EXPECT_TRUE(gradient.equal(found[i])) << rig.parameters.tensors[i].name;
+    EXPECT_GT(gradient.abs().sum().item<float>(), 0) << rig.parameters.tensors[i].name;
+  }
+}
 
 // With three ranks the order of summation depends on what a bucket holds, so equal bits say that it was the same.
 TEST_P(RankWindows, SumsDuringBackwardHaveTheBitsOfSumsBehindIt) {
