@@ -30,8 +30,13 @@ using testing::u16;
 using testing::u32;
 using testing::u64;
 
-constexpr double kMaxSeconds = 0.05;       // of processor time, so that a loaded machine does not count
-constexpr long kMaxGrowthKiB = 16 * 1024;  // of resident memory, inputs of 1 MiB and their copies included
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kShare = 10;  // of the instrumentation: its checks, shadow memory, freed blocks that it keeps
+#else
+constexpr int kShare = 1;
+#endif
+constexpr double kMaxSeconds = 0.05 * kShare;       // of processor time, so that a loaded machine does not count
+constexpr long kMaxGrowthKiB = 16 * 1024 * kShare;  // of resident memory, inputs of 1 MiB and their copies included
 
 struct Bomb {
   const char* name;
