@@ -112,11 +112,21 @@ class Planner {
     const auto size = static_cast<std::size_t>(settings_.pool * own_count_);
     for (std::size_t begin = 0; begin < samples.size(); begin += size) {
       const std::span pool(samples.data() + begin, std::min(size, samples.size() - begin));
-      std::stable_sort(pool.begin(), pool.end(), [this](std::uint32_t a, std::uint32_t b) {
-        return positions(lengths_of(dataset_, a), 0) < positions(lengths_of(dataset_, b), 0);
-      });
+      sort_by_length(pool);
       cut(pool, true);
     }
+  }
+
+  // Stable. Each length is looked up once: the entries of a pool lie all over the index.
+  void sort_by_length(std::span<std::uint32_t> pool) {
+    const std::vector<std::uint32_t> before(pool.begin(), pool.end());
+    std::vector<std::uint64_t> keys;
+    keys.reserve(pool.size());
+    for (const std::uint32_t sample : pool) {
+      keys.push_back(static_cast<std::uint64_t>(positions(lengths_of(dataset_, sample), 0)) << 32 | keys.size());
+    }
+    std::sort(keys.begin(), keys.end());
+    for (std::size_t i = 0; i < pool.size(); ++i) pool[i] = before[static_cast<std::uint32_t>(keys[i])];
   }
 
   void buckets(const std::vector<std::uint32_t>& samples) {
