@@ -77,11 +77,9 @@ check "1 s, 2 s, and 1 s again after progress: $(grep -o 'in [0-9]* s' "$work/er
 # Signals to the script reach the trainer, which saves; then it is not started again.
 for pair in TERM:143 INT:130; do
   plan hang "done"
-  # An asynchronous command has SIGINT ignored, and bash cannot take that back: start it as a job of its own.
-  set -m
-  "$script" --first-wait 0 -- "$work/trainer" --output-dir "$work/run" >"$work/out" 2>"$work/err" &
+  # An asynchronous command has SIGINT ignored, and bash cannot take that back.
+  env --default-signal=INT "$script" --first-wait 0 -- "$work/trainer" --output-dir "$work/run" >"$work/out" 2>"$work/err" &
   pid=$!
-  set +m
   for _ in $(seq 100); do [ -e "$work/hanging" ] && break; sleep 0.1; done
   kill -s "${pair%:*}" "$pid"
   status=0
