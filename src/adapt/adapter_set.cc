@@ -27,7 +27,8 @@ const Number* first_match(const std::vector<std::pair<std::string, Number>>& pat
 template <typename Number>
 void require_matches(const std::vector<std::pair<std::string, Number>>& patterns, const std::vector<AdapterSpec>& specs,
                      std::string_view key) {
-  for (const auto& [pattern, value] : patterns) {
+  for (const auto& entry : patterns) {
+    const std::string& pattern = entry.first;
     const auto matches = [&pattern](const AdapterSpec& spec) { return pattern_matches(pattern, spec.module); };
     if (std::any_of(specs.begin(), specs.end(), matches)) continue;
     throw Error("PFT001", concat(key, ": \"", pattern, "\" matches none of the adapted modules"))

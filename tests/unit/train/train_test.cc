@@ -183,6 +183,9 @@ TEST(Ema, EveryKStepsWithTheDecayToTheK) {
 }
 
 TEST(Ema, TakesFourBytesPerTrainableNumberAndNothingMore) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "AddressSanitizer's allocator does not count";
+#endif
   Options options = tiny_options();
   options.model.model_dim = 128;
   options.trainable.freeze = {"mel_embedding"};
