@@ -1,3 +1,5 @@
 #include "train_gpt_v2/app/cli.h"
 
-int main(int argc, char** argv) { return train_gpt_v2::run_command_line(argc, argv); }
+int main(int argc, char** argv) {
+  return train_gpt_v2::run_command_line(argc, argv);
+}

@@ -376,9 +376,9 @@ std::vector<std::int64_t> RankAllocator::ranks() const {
 }
 
 std::string RankAllocator::settings() const {
-  std::string text = concat(options_.method, " importance ", options_.importance, " ",
-                            exact_number(options_.beta1), " ", exact_number(options_.beta2), " unit ",
-                            options_.budget_unit, " min ", options_.min_rank, " ", options_.compaction, " events");
+  std::string text = concat(options_.method, " importance ", options_.importance, " ", exact_number(options_.beta1),
+                            " ", exact_number(options_.beta2), " unit ", options_.budget_unit, " min ",
+                            options_.min_rank, " ", options_.compaction, " events");
   for (const PruneEvent& event : schedule_.events) text += concat(" ", event.step, ":", event.budget);
   for (const Adapter& adapter : set_.adapters()) text += concat(" ", adapter.spec().module, "=", adapter.spec().rank);
   return text;

@@ -134,7 +134,8 @@ class Check {
   // What training itself does up to its first step, then that step, saving and room: train/session.h.
   void check_run(bool possible) {
     if (!possible) {
-      stages_.push_back({"run", Severity::kWarning, 0, {"not looked at until the errors above are corrected"}, std::nullopt});
+      stages_.push_back(
+          {"run", Severity::kWarning, 0, {"not looked at until the errors above are corrected"}, std::nullopt});
       return;
     }
     const bool bad_data = report_ && report_->worst() == Severity::kError;
@@ -206,7 +207,8 @@ class Check {
                            m.half.samples, " took ", human_bytes(m.half.peak_bytes), ", ", m.longest_samples, " took ",
                            human_bytes(m.longest.peak_memory), "; a tenth stays free)"));
     if (*m.suggested_batch_size > m.longest_samples) {
-      notes.push_back("a larger effective batch wants optimizer.lr_scaling, and --allow-change batch in a run that has begun");
+      notes.push_back(
+          "a larger effective batch wants optimizer.lr_scaling, and --allow-change batch in a run that has begun");
     }
   }
 

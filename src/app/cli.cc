@@ -24,7 +24,8 @@ std::vector<std::string> with_default_command(int argc, char** argv) {
 
 int usage_error(const CLI::App& app, const CLI::ParseError& failure, const std::vector<std::string>& words) {
   std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
   Error error("ARG001", failure.what());
   if (!words.empty() && std::find(names.begin(), names.end(), words[0]) == names.end()) {
     const std::string near = nearest_name(words[0], names);
@@ -48,9 +49,10 @@ int run_command_line(int argc, char** argv) {
   app.set_version_flag("--version", version_report);
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
-  app.footer("Exit status: 0 done, 64 usage, 65 bad data, 66 missing input, 70 internal, 73/74 cannot write, 75 run again,\n"
-             "78 configuration, 80 diverged, 82 out of memory, 83 hang, 129/130/143 stopped by a signal and saved.\n"
-             "train_gpt_v2 explain CODE explains an error code.");
+  app.footer(
+      "Exit status: 0 done, 64 usage, 65 bad data, 66 missing input, 70 internal, 73/74 cannot write, 75 run again,\n"
+      "78 configuration, 80 diverged, 82 out of memory, 83 hang, 129/130/143 stopped by a signal and saved.\n"
+      "train_gpt_v2 explain CODE explains an error code.");
   ExitStatus status = ExitStatus::kOk;
   add_commands(app, status);
   std::vector<std::string> words;

@@ -60,7 +60,9 @@ struct Common {
   void add_device(CLI::App& command) {
     command.add_option("--device", device, "auto, cpu, cuda or cuda:N")->capture_default_str()->group(kCommon);
   }
-  void add_json(CLI::App& command) { command.add_flag("--json", json, "one JSON document on stdout, nothing else")->group(kCommon); }
+  void add_json(CLI::App& command) {
+    command.add_flag("--json", json, "one JSON document on stdout, nothing else")->group(kCommon);
+  }
   void apply_logging() const {
     configure_logging({quiet ? LogLevel::kWarning : verbose > 0 ? LogLevel::kDebug : LogLevel::kInfo, !no_colour});
   }
@@ -144,7 +146,8 @@ void add_check(CLI::App& app, ExitStatus& status) {
   CheckRequest& request = arguments->request;
   CLI::App* command = app.add_subcommand("check", "everything that can spoil a run, before it begins");
   arguments->add_config(*command, true);
-  command->add_option("--output-dir", request.output_dir, "run directory of the run to come (default runs/<config name>)");
+  command->add_option("--output-dir", request.output_dir,
+                      "run directory of the run to come (default runs/<config name>)");
   command->add_flag("--full", request.full, "read every array, not a sample of 2,000 pairs");
   command->add_flag("--data-only", request.data_only, "stop after configuration, tokenizer and data");
   command->add_option("--repair", request.repair,
@@ -152,8 +155,9 @@ void add_check(CLI::App& app, ExitStatus& status) {
   arguments->add_device(*command);
   arguments->add_json(*command);
   arguments->add_logging(*command);
-  command->footer("Example: train_gpt_v2 check --config amharic.json\n"
-                  "         train_gpt_v2 check --config amharic.json --data-only --full --repair repaired");
+  command->footer(
+      "Example: train_gpt_v2 check --config amharic.json\n"
+      "         train_gpt_v2 check --config amharic.json --data-only --full --repair repaired");
   command->callback([arguments, &status] {
     arguments->apply_logging();
     CheckRequest& asked = arguments->request;
@@ -316,7 +320,8 @@ void add_config_commands(CLI::App& app) {
   auto shell = std::make_shared<std::string>();
   CLI::App* completion = config->add_subcommand("completion", "completion script for bash, zsh or fish");
   completion->add_option("SHELL", *shell)->required()->check(CLI::IsMember({"bash", "zsh", "fish"}));
-  completion->footer("Example: train_gpt_v2 config completion bash > ~/.local/share/bash-completion/completions/train_gpt_v2");
+  completion->footer(
+      "Example: train_gpt_v2 config completion bash > ~/.local/share/bash-completion/completions/train_gpt_v2");
   completion->callback([shell, &app] {
     std::vector<CommandWords> commands;
     for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
@@ -469,8 +474,9 @@ void add_inspect(CLI::App& app) {
   command->add_flag("--verify", arguments->verify, "read and check every byte");
   arguments->add_json(*command);
   arguments->add_logging(*command);
-  command->footer("Example: train_gpt_v2 inspect runs/am/latest.pt --verify\n"
-                  "         train_gpt_v2 inspect runs/am/model_step1000.pth runs/am/model_step2000.pth");
+  command->footer(
+      "Example: train_gpt_v2 inspect runs/am/latest.pt --verify\n"
+      "         train_gpt_v2 inspect runs/am/model_step1000.pth runs/am/model_step2000.pth");
   command->callback([arguments] {
     arguments->apply_logging();
     if (arguments->files.size() == 1 && PackedSet::is_one(arguments->files[0])) {

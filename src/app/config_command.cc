@@ -151,8 +151,8 @@ void complete_zsh(const std::vector<CommandWords>& commands, const std::string& 
          "  else\n"
          "    case $words[2] in\n";
   for (const CommandWords& command : commands) {
-    out << "      " << command.name << ") options=(" << word_list(command.options) << ") inner=(" << word_list(command.inner)
-        << ") ;;\n";
+    out << "      " << command.name << ") options=(" << word_list(command.options) << ") inner=("
+        << word_list(command.inner) << ") ;;\n";
   }
   out << "    esac\n"
          "    if [[ $words[CURRENT] == -* ]]; then compadd -- $options\n"
@@ -161,7 +161,8 @@ void complete_zsh(const std::vector<CommandWords>& commands, const std::string& 
          "  fi\n"
          "}\n"
          // Works as a file of $fpath and when it is sourced.
-         "if [[ $funcstack[1] == _train_gpt_v2 ]]; then _train_gpt_v2 \"$@\"; else compdef _train_gpt_v2 train_gpt_v2; fi\n";
+         "if [[ $funcstack[1] == _train_gpt_v2 ]]; then _train_gpt_v2 \"$@\"; else compdef _train_gpt_v2 train_gpt_v2; "
+         "fi\n";
 }
 
 void complete_fish(const std::vector<CommandWords>& commands, std::ostream& out) {

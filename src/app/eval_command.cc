@@ -75,7 +75,8 @@ void run_eval(const EvalRequest& request, std::ostream& out) {
       samples.push_back(std::move(line));
     }
   }
-  OrderedJson result = {{"checkpoint", request.model.checkpoint}, {"weights", source.weights}, {"layout", options.train.layout}};
+  OrderedJson result = {
+      {"checkpoint", request.model.checkpoint}, {"weights", source.weights}, {"layout", options.train.layout}};
   all.write(result);
   if (ordered) result["batches"] = std::move(batches);
   if (request.per_sample) result["samples"] = std::move(samples);
@@ -83,14 +84,19 @@ void run_eval(const EvalRequest& request, std::ostream& out) {
     out << result.dump(1) << "\n";
     return;
   }
-  std::vector<std::vector<std::string>> rows{{"what", "text_loss", "mel_loss", "mel_top1", "text_tokens", "mel_tokens"}};
+  std::vector<std::vector<std::string>> rows{
+      {"what", "text_loss", "mel_loss", "mel_top1", "text_tokens", "mel_tokens"}};
   const auto add = [&rows](const std::string& name, const OrderedJson& line) {
-    const auto number = [&line](const char* key) { return line[key].is_null() ? std::string("-") : fixed(line[key].get<double>(), 6); };
-    rows.push_back({name, number("text_loss"), number("mel_loss"), number("mel_top1"), line["text_tokens"].dump(), line["mel_tokens"].dump()});
+    const auto number = [&line](const char* key) {
+      return line[key].is_null() ? std::string("-") : fixed(line[key].get<double>(), 6);
+    };
+    rows.push_back({name, number("text_loss"), number("mel_loss"), number("mel_top1"), line["text_tokens"].dump(),
+                    line["mel_tokens"].dump()});
   };
   for (const char* key : {"batches", "samples"}) {
     if (!result.contains(key)) continue;
-    for (const auto& line : result[key]) add(line.contains("id") ? line["id"].get<std::string>() : concat("batch ", rows.size()), line);
+    for (const auto& line : result[key])
+      add(line.contains("id") ? line["id"].get<std::string>() : concat("batch ", rows.size()), line);
   }
   add("all", result);
   out << table(rows);

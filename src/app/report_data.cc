@@ -235,8 +235,9 @@ void read_counts(ReportRun& run) {
     }
   }
   for (const Json& finding : objects_of(*report, "findings")) {
-    run.counts["findings"].push_back({concat(string_of(finding, "severity", ""), ": ", string_of(finding, "check", "?")),
-                                      number_of(finding, "count"), 0});
+    run.counts["findings"].push_back(
+        {concat(string_of(finding, "severity", ""), ": ", string_of(finding, "check", "?")),
+         number_of(finding, "count"), 0});
   }
 }
 

@@ -92,7 +92,8 @@ ExitStatus run_sample(const SampleRequest& request, std::ostream& out) {
           .fix("give --manifest FILE");
     }
     if (!pairs) {
-      pairs = std::make_unique<Dataset>(manifests, std::vector<ReplayOptions>{}, options.data, options.model, tokenizer);
+      pairs =
+          std::make_unique<Dataset>(manifests, std::vector<ReplayOptions>{}, options.data, options.model, tokenizer);
       features = features || options.model.conditioning == "online";
     }
     one.pair = pairs->find(one.prompt);

@@ -10,7 +10,9 @@
 
 namespace train_gpt_v2 {
 
-std::string build_id() { return concat(TGV2_VERSION, " (git ", TGV2_GIT_COMMIT, ")"); }
+std::string build_id() {
+  return concat(TGV2_VERSION, " (git ", TGV2_GIT_COMMIT, ")");
+}
 
 std::string version_report() {
   std::string cuda = "none (CPU build)", cudnn = "none";
@@ -21,9 +23,9 @@ std::string version_report() {
   const long dnn = hooks.versionCuDNN();
   cudnn = concat(dnn / 10000, ".", dnn % 10000 / 100, ".", dnn % 100);
 #endif
-  return concat("train_gpt_v2 ", build_id(), "\n", "LibTorch ", TORCH_VERSION, "\n", "CUDA ", cuda, "\n", "cuDNN ", cudnn,
-                "\n", "own CUDA kernels: ", TGV2_CUDA_ARCHITECTURES, "\n", "CPU capability: ", at::get_cpu_capability(),
-                "\n");
+  return concat("train_gpt_v2 ", build_id(), "\n", "LibTorch ", TORCH_VERSION, "\n", "CUDA ", cuda, "\n", "cuDNN ",
+                cudnn, "\n", "own CUDA kernels: ", TGV2_CUDA_ARCHITECTURES, "\n",
+                "CPU capability: ", at::get_cpu_capability(), "\n");
 }
 
 }  // namespace train_gpt_v2

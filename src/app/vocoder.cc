@@ -29,7 +29,9 @@ constexpr auto kLongest = std::chrono::minutes(10);
 constexpr int kSampleRate = 22'050;  // of the demo corpus
 
 Error bad_command(const std::string& command, const std::string& reason) {
-  return Error("CFG022", concat("the vocoder command ", reason)).detail(command).fix("e.g. \"my_vocoder {codes} {out}\"");
+  return Error("CFG022", concat("the vocoder command ", reason))
+      .detail(command)
+      .fix("e.g. \"my_vocoder {codes} {out}\"");
 }
 
 std::string replaced(std::string word, std::string_view name, const std::string& value) {
@@ -71,7 +73,8 @@ void run_command(const std::vector<std::string>& words, const std::function<bool
   const Launch launch;
   pid_t child = 0;
   const int failure = ::posix_spawnp(&child, argv[0], &launch.actions, &launch.attributes, argv.data(), environ);
-  if (failure != 0) throw Error("IO007", concat("the vocoder ", words[0], " cannot be started: ", std::strerror(failure)));
+  if (failure != 0)
+    throw Error("IO007", concat("the vocoder ", words[0], " cannot be started: ", std::strerror(failure)));
   const auto deadline = std::chrono::steady_clock::now() + kLongest;
   int status = 0;
   for (pid_t ended = 0; ended != child; std::this_thread::sleep_for(std::chrono::milliseconds(5))) {
@@ -82,7 +85,8 @@ void run_command(const std::vector<std::string>& words, const std::function<bool
       ::kill(-child, SIGKILL);
       while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
       }
-      throw Error("IO007", late ? "the vocoder took longer than ten minutes" : "the vocoder was ended by a stop signal");
+      throw Error("IO007",
+                  late ? "the vocoder took longer than ten minutes" : "the vocoder was ended by a stop signal");
     }
   }
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {

@@ -210,6 +210,6 @@ OptionRows data_rows();      // init, data, sampler
 OptionRows train_rows();     // train, optimizer, trainable
 OptionRows schedule_rows();  // ema, validation, early_stopping, checkpoint, logging
 OptionRows sampling_rows();
-OptionRows peft_rows();      // peft, ewc
+OptionRows peft_rows();  // peft, ewc
 
 }  // namespace train_gpt_v2

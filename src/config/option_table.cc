@@ -30,8 +30,7 @@ constexpr auto kResumeNames = std::to_array<ResumeName>({{ResumeClass::kNever, "
 const OptionRows& table_rows() {
   static const OptionRows rows = [] {
     OptionRows all;
-    for (OptionRows (*part)() : {&model_rows, &data_rows, &train_rows, &schedule_rows, &peft_rows,
-                                 &sampling_rows}) {
+    for (OptionRows (*part)() : {&model_rows, &data_rows, &train_rows, &schedule_rows, &peft_rows, &sampling_rows}) {
       for (OptionRow& row : part()) all.push_back(std::move(row));
     }
     return all;
@@ -76,7 +75,8 @@ std::span<const OptionSection> option_sections() {
       {"stability", "What happens when training leaves its course."},
       {"logging", "What is shown and recorded."},
       {"distributed", "Several ranks, one process each (torchrun, Slurm, scripts/launch_local.sh)."},
-      {"peft", "Adapters instead of whole weights: LoRA, DoRA, AdaLoRA. All else is frozen unless trainable.train names it."},
+      {"peft",
+       "Adapters instead of whole weights: LoRA, DoRA, AdaLoRA. All else is frozen unless trainable.train names it."},
       {"ewc", "Elastic weight consolidation: a pull back to the start weights where earlier languages need them."},
   };
   return sections;

@@ -94,7 +94,9 @@ OptionRows train_rows() {
           .range(1, 1'000'000),
       TGV2_OPTION(train.layout, kLoss, "packed: no padding, as inference sees it; padded: the reference's")
           .choices({"packed", "padded"}),
-      TGV2_OPTION(train.engine, kFree, "fused: the step written out over our own kernels for CPU and GPU; modules: LibTorch; auto: fused where it can run")
+      TGV2_OPTION(train.engine, kFree,
+                  "fused: the step written out over our own kernels for CPU and GPU; modules: LibTorch; auto: fused "
+                  "where it can run")
           .choices({"auto", "fused", "modules"}),
       TGV2_OPTION(train.max_steps, kFree, "end after this many optimiser steps").range(1, 1e9).unit("steps"),
       TGV2_OPTION(train.epochs, kFree, "end after this many epochs; whichever comes first")

@@ -99,7 +99,8 @@ class Checker {
 
   void wrong_type(const ValueSpec& spec, const Json& value, const std::string& pointer) {
     std::string fix;
-    const bool mistaken_word = !spec.word.empty() && value.is_string() && !looks_like_a_number(value.get<std::string>());
+    const bool mistaken_word =
+        !spec.word.empty() && value.is_string() && !looks_like_a_number(value.get<std::string>());
     if (value.is_string() && spec.kind != ValueKind::kObject && !mistaken_word) fix = "write it without quotes";
     if (spec.kind == ValueKind::kText || spec.kind == ValueKind::kPath) {
       fix = value.is_null() ? "" : "text is written in double quotes";

@@ -4,7 +4,9 @@
 
 namespace train_gpt_v2 {
 
-Error::Error(std::string_view code, std::string message) : code_(code), message_(std::move(message)) { refresh(); }
+Error::Error(std::string_view code, std::string message) : code_(code), message_(std::move(message)) {
+  refresh();
+}
 
 Error&& Error::where(std::string_view file, long line, long column) && {
   place_ = file;
@@ -45,7 +47,9 @@ std::string Error::report() const {
   return text;
 }
 
-void Error::refresh() { what_ = report(); }
+void Error::refresh() {
+  what_ = report();
+}
 
 void check_failed(const char* condition, const char* file, int line) {
   throw Error("INT001", std::string("internal check failed: ") + condition)

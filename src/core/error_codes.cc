@@ -40,9 +40,11 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"CFG016", kConfig, "a choice is needed to continue a run of the Python trainer",
      "The Python trainer masks the gradient of the base text rows while weight decay still acts on them. Say with "
      "trainable.text_rows whether to go on like that (python_mask), to train all rows, or only the new ones."},
-    {"CFG017", kConfig, "the fused engine cannot run this configuration", "The message says why; train.engine \"auto\" chooses."},
+    {"CFG017", kConfig, "the fused engine cannot run this configuration",
+     "The message says why; train.engine \"auto\" chooses."},
     {"CFG018", kConfig, "new tokens whose rows are frozen",
-     "The tokenizer has more tokens than the start weights, so their rows were made by averaging, but the text table does "
+     "The tokenizer has more tokens than the start weights, so their rows were made by averaging, but the text table "
+     "does "
      "not train. Name it in trainable.train (\"wte\"), best with trainable.text_rows \"new_only\"."},
     {"CFG020", kConfig, "a configuration is needed",
      "Checkpoints of this program carry theirs; other weight files need --config with the model section."},
@@ -73,7 +75,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"DAT009", kBadData, "an order file names a pair that cannot be used",
      "Each id of an order file must name exactly one pair of the manifests that was not left out."},
     {"DAT030", kBadData, "a packed set is damaged",
-     "A checksum, a size or a table of the set is wrong. Pack the manifests again; inspect DIR --verify checks every byte."},
+     "A checksum, a size or a table of the set is wrong. Pack the manifests again; inspect DIR --verify checks every "
+     "byte."},
     {"DAT031", kBadData, "a packed set cannot serve this run",
      "It was packed without arrays that are needed here, or by a newer program. Pack the manifests again."},
     {"DAT041", kBadData, "speech features are too short or too long for the conditioning encoder",
@@ -105,7 +108,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"TOK010", kBadData, "a tokenizer model cannot be extended",
      "extend-vocab appends to SentencePiece BPE models without byte pieces, such as IndexTTS2's bpe.model."},
     {"TOK011", kConfig, "the size asked of extend-vocab cannot be reached",
-     "--size is the number of pieces of the result. It must hold the base's pieces and every character, and the texts must "
+     "--size is the number of pieces of the result. It must hold the base's pieces and every character, and the texts "
+     "must "
      "give enough merges for the rest; the message says what is possible."},
     {"TOK012", kBadData, "a text for extend-vocab cannot be used",
      "Texts are UTF-8 with one utterance a line, or manifests (*.jsonl) with target_text or text."},
@@ -177,9 +181,11 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"PFT003", kConfig, "the pruning schedule cannot take effect",
      "Every pruning step must lie within the run, in order, and leave the ranks that the target asks for."},
     {"PFT004", kBadData, "a model without adapters where adapters are needed",
-     "merge and export --format peft work on a checkpoint of a run with peft.method, or on weights with init.peft_adapter."},
+     "merge and export --format peft work on a checkpoint of a run with peft.method, or on weights with "
+     "init.peft_adapter."},
     {"PFT005", kBadData, "the merged model differs from the adapters",
-     "Both forms were run on real samples; logits or losses differ by more than rounding. Nothing was written. Merge an "
+     "Both forms were run on real samples; logits or losses differ by more than rounding. Nothing was written. Merge "
+     "an "
      "earlier checkpoint; a looser --tolerance accepts the difference that was printed."},
     {"EWC001", kBadData, "a Fisher file does not fit",
      "It was measured on other weights, another vocabulary or another model. Measure again: train_gpt_v2 fisher."},
@@ -205,7 +211,8 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
     {"GPU001", kConfig, "the GPU driver is too old for this build", "Update the driver, or run with --device cpu."},
     {"GPU002", kUsage, "no such GPU", "--device names a GPU that is not there or not usable."},
     {"NUM001", kDiverged, "training diverged",
-     "stability.max_consecutive steps in a row were not finite, or stood out and were skipped. RUN/black_box holds their "
+     "stability.max_consecutive steps in a row were not finite, or stood out and were skipped. RUN/black_box holds "
+     "their "
      "batches. Go on from an older checkpoint with a lower optimizer.learning_rate, or without those samples."},
     {"NUM002", kDiverged, "fp16 gradients stay non-finite", "Train in bf16 or fp32, or with a lower learning rate."},
     {"NUM003", kDiverged, "rollbacks do not help",
@@ -233,7 +240,9 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
 
 }  // namespace
 
-std::span<const ErrorCode> error_codes() { return kCodes; }
+std::span<const ErrorCode> error_codes() {
+  return kCodes;
+}
 
 const ErrorCode* find_error_code(std::string_view code) {
   const auto same = [code](const ErrorCode& known) {

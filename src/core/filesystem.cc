@@ -22,22 +22,42 @@ namespace train_gpt_v2 {
 
 namespace fs = std::filesystem;
 
-int FileOps::open(const std::string& path, int flags, mode_t mode) { return ::open(path.c_str(), flags, mode); }
-ssize_t FileOps::write(int fd, const void* data, std::size_t size) { return ::write(fd, data, size); }
+int FileOps::open(const std::string& path, int flags, mode_t mode) {
+  return ::open(path.c_str(), flags, mode);
+}
+ssize_t FileOps::write(int fd, const void* data, std::size_t size) {
+  return ::write(fd, data, size);
+}
 ssize_t FileOps::pwrite(int fd, const void* data, std::size_t size, off_t offset) {
   return ::pwrite(fd, data, size, offset);
 }
-int FileOps::allocate(int fd, off_t size) { return ::posix_fallocate(fd, 0, size); }
-int FileOps::truncate(int fd, off_t size) { return ::ftruncate(fd, size); }
-int FileOps::fsync(int fd) { return ::fsync(fd); }
-int FileOps::close(int fd) { return ::close(fd); }
-int FileOps::rename(const std::string& from, const std::string& to) { return ::rename(from.c_str(), to.c_str()); }
-int FileOps::link(const std::string& from, const std::string& to) { return ::link(from.c_str(), to.c_str()); }
+int FileOps::allocate(int fd, off_t size) {
+  return ::posix_fallocate(fd, 0, size);
+}
+int FileOps::truncate(int fd, off_t size) {
+  return ::ftruncate(fd, size);
+}
+int FileOps::fsync(int fd) {
+  return ::fsync(fd);
+}
+int FileOps::close(int fd) {
+  return ::close(fd);
+}
+int FileOps::rename(const std::string& from, const std::string& to) {
+  return ::rename(from.c_str(), to.c_str());
+}
+int FileOps::link(const std::string& from, const std::string& to) {
+  return ::link(from.c_str(), to.c_str());
+}
 int FileOps::symlink(const std::string& target, const std::string& path) {
   return ::symlink(target.c_str(), path.c_str());
 }
-int FileOps::unlink(const std::string& path) { return ::unlink(path.c_str()); }
-int FileOps::mkdir(const std::string& path, mode_t mode) { return ::mkdir(path.c_str(), mode); }
+int FileOps::unlink(const std::string& path) {
+  return ::unlink(path.c_str());
+}
+int FileOps::mkdir(const std::string& path, mode_t mode) {
+  return ::mkdir(path.c_str(), mode);
+}
 
 namespace {
 
@@ -59,12 +79,19 @@ std::atomic<FileOps*> current_ops{&posix_ops};
 
 }  // namespace
 
-FileOps& file_ops() { return *current_ops.load(std::memory_order_acquire); }
+FileOps& file_ops() {
+  return *current_ops.load(std::memory_order_acquire);
+}
 
-ScopedFileOps::ScopedFileOps(FileOps& ops) { current_ops.store(&ops, std::memory_order_release); }
-ScopedFileOps::~ScopedFileOps() { current_ops.store(&posix_ops, std::memory_order_release); }
+ScopedFileOps::ScopedFileOps(FileOps& ops) {
+  current_ops.store(&ops, std::memory_order_release);
+}
+ScopedFileOps::~ScopedFileOps() {
+  current_ops.store(&posix_ops, std::memory_order_release);
+}
 
-// --- AtomicFile -------------------------------------------------------------------------------------------------------
+// --- AtomicFile
+// -------------------------------------------------------------------------------------------------------
 
 AtomicFile::AtomicFile(std::string path, std::uint64_t reserve) : path_(std::move(path)) {
   static std::atomic<unsigned> serial{0};
@@ -120,7 +147,8 @@ void write_file_atomically(const std::string& path, std::string_view content) {
 }
 
 void publish_link(const std::string& target, const std::string& name) {
-  struct stat a {}, b {};
+  struct stat a {
+  }, b{};
   if (::stat(target.c_str(), &a) != 0) refuse("find", target, errno);
   if (::stat(name.c_str(), &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino) return;
   const std::string temporary = concat(name, ".tmp.", ::getpid());
@@ -136,7 +164,8 @@ void publish_link(const std::string& target, const std::string& name) {
   sync_directory(parent_path(name));
 }
 
-// --- reading ----------------------------------------------------------------------------------------------------------
+// --- reading
+// ----------------------------------------------------------------------------------------------------------
 
 // Opens a regular file read-only; FIFOs and devices are refused before they can block.
 int open_regular(const std::string& path, std::uint64_t max_bytes, std::size_t& size) {
@@ -154,8 +183,9 @@ int open_regular(const std::string& path, std::uint64_t max_bytes, std::size_t& 
   }
   if (static_cast<std::uint64_t>(info.st_size) > max_bytes) {
     ::close(fd);
-    throw Error("IO004", concat("the file is larger than allowed: ", human_bytes(static_cast<std::uint64_t>(info.st_size)),
-                                ", the limit is ", human_bytes(max_bytes)))
+    throw Error("IO004",
+                concat("the file is larger than allowed: ", human_bytes(static_cast<std::uint64_t>(info.st_size)),
+                       ", the limit is ", human_bytes(max_bytes)))
         .where(path);
   }
   size = static_cast<std::size_t>(info.st_size);
@@ -201,7 +231,8 @@ std::uint64_t file_size(const std::string& path) {
   return size;
 }
 
-// --- folders ----------------------------------------------------------------------------------------------------------
+// --- folders
+// ----------------------------------------------------------------------------------------------------------
 
 void make_directories(const std::string& path) {
   if (path.empty() || directory_exists(path)) return;
@@ -255,14 +286,20 @@ std::string parent_path(std::string_view path) {
   return parent.empty() ? "." : parent;
 }
 
-std::string file_name(std::string_view path) { return fs::path(path).filename().string(); }
+std::string file_name(std::string_view path) {
+  return fs::path(path).filename().string();
+}
 
-std::string absolute_path(std::string_view path) { return fs::absolute(fs::path(path)).lexically_normal().string(); }
+std::string absolute_path(std::string_view path) {
+  return fs::absolute(fs::path(path)).lexically_normal().string();
+}
 
-// --- RunLock ----------------------------------------------------------------------------------------------------------
+// --- RunLock
+// ----------------------------------------------------------------------------------------------------------
 
 RunLock::RunLock(const std::string& directory) : path_(path_join(directory, ".lock")) {
-  struct stat locked {}, named {};
+  struct stat locked {
+  }, named{};
   do {
     if (fd_ >= 0) ::close(fd_);
     fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);

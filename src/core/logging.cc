@@ -60,7 +60,8 @@ class ConsoleSink final : public spdlog::sinks::base_sink<std::mutex> {
   // The status line cut to the width of the terminal, which may change at any time.
   std::string fitted() const {
     winsize size{};
-    const std::size_t columns = ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1u : 79u;
+    const std::size_t columns =
+        ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1u : 79u;
     std::size_t bytes = 0, shown = 0;
     while (bytes < status_.size()) {
       const bool starts_character = (static_cast<unsigned char>(status_[bytes]) & 0xC0) != 0x80;
@@ -105,10 +106,14 @@ Log& the_log() {
 
 spdlog::level::level_enum to_spdlog(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarning: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
@@ -137,8 +142,12 @@ void add_log_file(const std::string& path) {
   }
 }
 
-void set_status_line(const std::string& text) { the_log().console->set_status(text); }
-bool console_is_terminal() { return terminal(); }
+void set_status_line(const std::string& text) {
+  the_log().console->set_status(text);
+}
+bool console_is_terminal() {
+  return terminal();
+}
 
 void log_message(LogLevel level, std::string_view area, std::string_view text) {
   Log& log = the_log();

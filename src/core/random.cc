@@ -37,7 +37,9 @@ std::uint64_t RandomStream::next_u64() {
   return low | std::uint64_t{next_u32()} << 32;
 }
 
-double RandomStream::uniform() { return static_cast<double>(next_u64() >> 11) * 0x1p-53; }
+double RandomStream::uniform() {
+  return static_cast<double>(next_u64() >> 11) * 0x1p-53;
+}
 
 double RandomStream::normal() {
   const double u = 1.0 - uniform();  // (0, 1]

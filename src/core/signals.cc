@@ -21,11 +21,20 @@ void on_signal(int number) {
         ::_exit(static_cast<int>(ExitStatus::kSigint));
       }
       break;
-    case SIGTERM: stop_status = static_cast<int>(ExitStatus::kSigterm); break;
-    case SIGHUP: stop_status = static_cast<int>(ExitStatus::kSighup); break;
-    case SIGUSR1: save_wanted = true; break;
-    case SIGUSR2: status_wanted = true; break;
-    default: break;
+    case SIGTERM:
+      stop_status = static_cast<int>(ExitStatus::kSigterm);
+      break;
+    case SIGHUP:
+      stop_status = static_cast<int>(ExitStatus::kSighup);
+      break;
+    case SIGUSR1:
+      save_wanted = true;
+      break;
+    case SIGUSR2:
+      status_wanted = true;
+      break;
+    default:
+      break;
   }
 }
 
@@ -44,10 +53,18 @@ void install_signal_handlers() {
   ::signal(SIGXFSZ, SIG_IGN);
 }
 
-ExitStatus stop_requested() { return static_cast<ExitStatus>(stop_status.load()); }
-bool take_save_request() { return save_wanted.exchange(false); }
-bool take_status_request() { return status_wanted.exchange(false); }
-void request_stop(ExitStatus status) { stop_status = static_cast<int>(status); }
+ExitStatus stop_requested() {
+  return static_cast<ExitStatus>(stop_status.load());
+}
+bool take_save_request() {
+  return save_wanted.exchange(false);
+}
+bool take_status_request() {
+  return status_wanted.exchange(false);
+}
+void request_stop(ExitStatus status) {
+  stop_status = static_cast<int>(status);
+}
 
 void poll_trigger_files(const std::string& run_directory) {
   const std::string save = path_join(run_directory, "save"), stop = path_join(run_directory, "stop");

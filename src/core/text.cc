@@ -34,7 +34,9 @@ std::string_view trim(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
 }
 
-bool starts_with(std::string_view text, std::string_view prefix) { return text.substr(0, prefix.size()) == prefix; }
+bool starts_with(std::string_view text, std::string_view prefix) {
+  return text.substr(0, prefix.size()) == prefix;
+}
 
 bool ends_with(std::string_view text, std::string_view suffix) {
   return text.size() >= suffix.size() && text.substr(text.size() - suffix.size()) == suffix;
@@ -82,7 +84,8 @@ std::string human_duration(double seconds) {
   if (days > 0) {
     std::snprintf(buffer, sizeof buffer, "%lldd%02lldh", static_cast<long long>(days), static_cast<long long>(hours));
   } else if (hours > 0) {
-    std::snprintf(buffer, sizeof buffer, "%lldh%02lldm", static_cast<long long>(hours), static_cast<long long>(minutes));
+    std::snprintf(buffer, sizeof buffer, "%lldh%02lldm", static_cast<long long>(hours),
+                  static_cast<long long>(minutes));
   } else if (minutes > 0) {
     std::snprintf(buffer, sizeof buffer, "%lldm%02llds", static_cast<long long>(minutes),
                   static_cast<long long>(whole % 60));

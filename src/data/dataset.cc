@@ -307,7 +307,8 @@ std::string Dataset::replay_fingerprint() const {
   std::string text;
   for (std::size_t i = epoch_manifests_; i < index_.manifests(); ++i) text += manifest_line(i);
   for (std::size_t group = 1; group < groups_.size(); ++group) {
-    text += concat("share ", exact_number(groups_[group].share), " of ", groups_[group].end - groups_[group].begin, "\n");
+    text +=
+        concat("share ", exact_number(groups_[group].share), " of ", groups_[group].end - groups_[group].begin, "\n");
   }
   return sha256(text);
 }

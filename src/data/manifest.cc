@@ -21,7 +21,7 @@ namespace train_gpt_v2 {
 namespace {
 
 constexpr std::uint64_t kMaxManifestBytes = 1ULL << 40;  // PairEntry::place keeps 40 bits of offset
-constexpr std::size_t kMaxManifests = 1 << 16;               // and 16 bits of the manifest's number
+constexpr std::size_t kMaxManifests = 1 << 16;           // and 16 bits of the manifest's number
 constexpr std::uint64_t kMaxLines = 100'000'000;
 constexpr std::size_t kChunkBytes = 4 << 20;  // smaller files are read by one thread
 constexpr std::size_t kHashPiece = 8 << 20;
@@ -69,7 +69,8 @@ bool language_suffix(std::string_view text) {
   return text.size() >= 2 && text.size() <= 8 && !canonical_language(text).empty();
 }
 
-constexpr std::string_view kUniqueIds = "give every pair of a file its own id; remove the record if it stands there twice";
+constexpr std::string_view kUniqueIds =
+    "give every pair of a file its own id; remove the record if it stands there twice";
 
 struct RepeatedId {
   std::size_t at = 0, before = 0;  // numbers of the record and of the first with its id
@@ -329,8 +330,13 @@ std::uint64_t PairIndex::add(const std::string& spec) {
     ++bad_records_;
     if (problems_.size() >= kProblemsKept) continue;
     const PairEntry& entry = entries_[one.at];
-    problems_.push_back({"DAT001", this->file(entry), line(entry), id(entry), "two records of one manifest have the same id",
-                         {concat("first at line ", line(entries_[one.before]))}, std::string(kUniqueIds)});
+    problems_.push_back({"DAT001",
+                         this->file(entry),
+                         line(entry),
+                         id(entry),
+                         "two records of one manifest have the same id",
+                         {concat("first at line ", line(entries_[one.before]))},
+                         std::string(kUniqueIds)});
   }
   std::size_t kept = first, next = 0;
   for (std::size_t i = first; i < entries_.size(); ++i) {
@@ -359,7 +365,8 @@ bool PairIndex::serves(const PackedSet& set, std::size_t number, RecordProblem& 
   const PackedPair& pair = set.pairs()[number];
   const auto lacks = [&](ArrayRole role, std::string_view field, std::string_view what, std::string_view fix) {
     if (pair.array(role) != PackedPair::kNoArray) return false;
-    problem = {std::string(field), "", concat("the packed set holds no ", what, " of this pair"), std::string(fix), false};
+    problem = {std::string(field), "", concat("the packed set holds no ", what, " of this pair"), std::string(fix),
+               false};
     return true;
   };
   using Needs = Settings::Needs;
@@ -382,13 +389,18 @@ std::uint64_t PairIndex::add_packed(const ManifestSpec& spec) {
   const std::shared_ptr<const PackedSet> set = PackedSet::open(spec.path);
   const std::size_t first_file = files_.size(), first_problem = problems_.size();
   const std::uint64_t bad_before = bad_records_;
-  if (first_file + set->manifests().size() > kMaxManifests) throw Error("DAT001", "more than 65,536 manifests are named");
+  if (first_file + set->manifests().size() > kMaxManifests)
+    throw Error("DAT001", "more than 65,536 manifests are named");
   if (entries_.size() + set->pairs().size() > UINT32_MAX) {
     throw Error("DAT001", "more than 4,294,967,295 pairs in all").where(set->folder());
   }
   for (const PackedSet::Manifest& manifest : set->manifests()) {
-    File file{manifest.path, set->folder(), spec.language.empty() ? manifest.language : spec.language,
-              std::make_unique<MappedFile>(manifest.path), set, static_cast<std::uint32_t>(files_.size() - first_file)};
+    File file{manifest.path,
+              set->folder(),
+              spec.language.empty() ? manifest.language : spec.language,
+              std::make_unique<MappedFile>(manifest.path),
+              set,
+              static_cast<std::uint32_t>(files_.size() - first_file)};
     mark_lost_pages(*file.map);
     if (file.map->bytes().size() != manifest.bytes) {
       throw Error("DAT030", "the manifest's copy has another size than it was packed with").where(file.path);
@@ -419,8 +431,7 @@ std::uint64_t PairIndex::add_packed(const ManifestSpec& spec) {
     std::uint32_t& speaker = speaker_numbers[entry.speaker];
     if (speaker == kUnset) speaker = speakers.number(set->speakers()[entry.speaker]);
     entry.speaker = speaker;
-    std::uint32_t& language =
-        language_numbers[3 * entry.language() + static_cast<std::size_t>(pair.language_source)];
+    std::uint32_t& language = language_numbers[3 * entry.language() + static_cast<std::size_t>(pair.language_source)];
     if (language == kUnset) {
       std::string name = set->languages()[entry.language()];
       if (pair.language_source != LanguageSource::kRecord && !spec.language.empty()) {
@@ -433,7 +444,8 @@ std::uint64_t PairIndex::add_packed(const ManifestSpec& spec) {
     entry.place = entry.offset() | manifest << 40 | std::uint64_t{language} << 56;
     entries_.push_back(entry);
   }
-  if (languages.names().size() > 255) throw Error("DAT001", "more than 255 different languages are named").where(set->folder());
+  if (languages.names().size() > 255)
+    throw Error("DAT001", "more than 255 different languages are named").where(set->folder());
   speakers_ = speakers.names();
   languages_ = languages.names();
   stop_at_bad_records(first_problem, bad_before, /*single_sample=*/false);

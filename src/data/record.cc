@@ -163,12 +163,18 @@ std::string_view PairRecord::emo_vec_path() const {
 
 std::string_view PairRecord::array_path(ArrayRole role) const {
   switch (role) {
-    case ArrayRole::kCondition: return prompt_condition_path;
-    case ArrayRole::kEmoVec: return emo_vec_path();
-    case ArrayRole::kTextIds: return target_text_ids_path;
-    case ArrayRole::kCodes: return target_codes_path;
-    case ArrayRole::kFeatures: return prompt_features_path;
-    case ArrayRole::kEmoFeatures: return emo_features_path;
+    case ArrayRole::kCondition:
+      return prompt_condition_path;
+    case ArrayRole::kEmoVec:
+      return emo_vec_path();
+    case ArrayRole::kTextIds:
+      return target_text_ids_path;
+    case ArrayRole::kCodes:
+      return target_codes_path;
+    case ArrayRole::kFeatures:
+      return prompt_features_path;
+    case ArrayRole::kEmoFeatures:
+      return emo_features_path;
   }
   return {};
 }

@@ -11,33 +11,48 @@ namespace train_gpt_v2 {
 std::size_t dtype_size(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
-    case DType::kInt64: return 8;
+    case DType::kInt64:
+      return 8;
     case DType::kFloat32:
-    case DType::kInt32: return 4;
+    case DType::kInt32:
+      return 4;
     case DType::kFloat16:
     case DType::kBFloat16:
     case DType::kInt16:
-    case DType::kUInt16: return 2;
+    case DType::kUInt16:
+      return 2;
     case DType::kInt8:
     case DType::kUInt8:
-    case DType::kBool: return 1;
+    case DType::kBool:
+      return 1;
   }
   return 0;
 }
 
 std::string_view dtype_name(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32: return "float32";
-    case DType::kFloat64: return "float64";
-    case DType::kFloat16: return "float16";
-    case DType::kBFloat16: return "bfloat16";
-    case DType::kInt64: return "int64";
-    case DType::kInt32: return "int32";
-    case DType::kInt16: return "int16";
-    case DType::kInt8: return "int8";
-    case DType::kUInt8: return "uint8";
-    case DType::kUInt16: return "uint16";
-    case DType::kBool: return "bool";
+    case DType::kFloat32:
+      return "float32";
+    case DType::kFloat64:
+      return "float64";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kInt64:
+      return "int64";
+    case DType::kInt32:
+      return "int32";
+    case DType::kInt16:
+      return "int16";
+    case DType::kInt8:
+      return "int8";
+    case DType::kUInt8:
+      return "uint8";
+    case DType::kUInt16:
+      return "uint16";
+    case DType::kBool:
+      return "bool";
   }
   return "?";
 }
@@ -142,15 +157,31 @@ std::vector<Out> to_vector(const Tensor& any) {
   std::vector<Out> out(static_cast<std::size_t>(tensor.numel()));
   const auto plain = [](auto value) { return static_cast<Out>(value); };
   switch (tensor.dtype) {
-    case DType::kFloat32: convert<float>(tensor, out, plain); break;
-    case DType::kFloat64: convert<double>(tensor, out, plain); break;
-    case DType::kInt64: convert<std::int64_t>(tensor, out, plain); break;
-    case DType::kInt32: convert<std::int32_t>(tensor, out, plain); break;
-    case DType::kInt16: convert<std::int16_t>(tensor, out, plain); break;
-    case DType::kUInt16: convert<std::uint16_t>(tensor, out, plain); break;
-    case DType::kInt8: convert<std::int8_t>(tensor, out, plain); break;
+    case DType::kFloat32:
+      convert<float>(tensor, out, plain);
+      break;
+    case DType::kFloat64:
+      convert<double>(tensor, out, plain);
+      break;
+    case DType::kInt64:
+      convert<std::int64_t>(tensor, out, plain);
+      break;
+    case DType::kInt32:
+      convert<std::int32_t>(tensor, out, plain);
+      break;
+    case DType::kInt16:
+      convert<std::int16_t>(tensor, out, plain);
+      break;
+    case DType::kUInt16:
+      convert<std::uint16_t>(tensor, out, plain);
+      break;
+    case DType::kInt8:
+      convert<std::int8_t>(tensor, out, plain);
+      break;
     case DType::kUInt8:
-    case DType::kBool: convert<std::uint8_t>(tensor, out, plain); break;
+    case DType::kBool:
+      convert<std::uint8_t>(tensor, out, plain);
+      break;
     case DType::kFloat16:
       convert<std::uint16_t>(tensor, out, [](std::uint16_t half) { return static_cast<Out>(half_to_float(half)); });
       break;
@@ -165,7 +196,11 @@ std::vector<Out> to_vector(const Tensor& any) {
 
 }  // namespace
 
-std::vector<float> to_float_vector(const Tensor& tensor) { return to_vector<float>(tensor); }
-std::vector<std::int64_t> to_int_vector(const Tensor& tensor) { return to_vector<std::int64_t>(tensor); }
+std::vector<float> to_float_vector(const Tensor& tensor) {
+  return to_vector<float>(tensor);
+}
+std::vector<std::int64_t> to_int_vector(const Tensor& tensor) {
+  return to_vector<std::int64_t>(tensor);
+}
 
 }  // namespace train_gpt_v2

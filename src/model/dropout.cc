@@ -27,9 +27,9 @@ at::Tensor cuda_dropout(const at::Tensor& x, const Dropout& dropout, std::uint32
                                           {static_cast<std::int64_t>(segments.dropout_rows.size())}, at::kInt)
                                 .to(x.device());
     at::Tensor scale = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-    const int failed = launch_dropout_scale(dropout, site, static_cast<const std::uint32_t*>(rows.const_data_ptr()),
-                                            x.size(0), x.size(1), scale.mutable_data_ptr<float>(),
-                                            at::cuda::getCurrentCUDAStream().stream());
+    const int failed =
+        launch_dropout_scale(dropout, site, static_cast<const std::uint32_t*>(rows.const_data_ptr()), x.size(0),
+                             x.size(1), scale.mutable_data_ptr<float>(), at::cuda::getCurrentCUDAStream().stream());
     TGV2_CHECK(failed == 0);
     return x * scale.to(x.scalar_type());
   }

@@ -15,8 +15,8 @@ std::unique_ptr<AdapterSet> continue_folder(UnifiedVoice& model, const Options& 
   const std::string& folder = options.init.peft_adapter;
   std::unique_ptr<AdapterSet> set = apply_peft_folder(model, folder);
   if (adapter_kind_name(set->kind()) != options.peft.method) {
-    throw Error("PFT001", concat("init.peft_adapter holds ", adapter_kind_name(set->kind()), " adapters, peft.method is \"",
-                                 options.peft.method, "\""))
+    throw Error("PFT001", concat("init.peft_adapter holds ", adapter_kind_name(set->kind()),
+                                 " adapters, peft.method is \"", options.peft.method, "\""))
         .where(folder)
         .fix("set peft.method to what the folder holds");
   }
@@ -27,7 +27,8 @@ std::unique_ptr<AdapterSet> continue_folder(UnifiedVoice& model, const Options& 
         .detail(concat(adapter.spec().module, " has ", adapter.rank(), " of ", adapter.spec().rank, " ranks"))
         .fix("merge it into the base (train_gpt_v2 merge) and start from that with new adapters");
   }
-  log_info("adapters", "ranks, alphas and modules are those of ", folder, "; peft.rank, peft.target_modules and the like are not used");
+  log_info("adapters", "ranks, alphas and modules are those of ", folder,
+           "; peft.rank, peft.target_modules and the like are not used");
   return set;
 }
 

@@ -153,7 +153,8 @@ void restore_monitors(const Value& root, Monitors& monitors, nlohmann::json save
 
 }  // namespace
 
-// --- writing ----------------------------------------------------------------------------------------------------------
+// --- writing
+// ----------------------------------------------------------------------------------------------------------
 
 void SnapshotMaker::add_weights(Value& root, const CheckpointParts& parts) {
   const AdapterSet* adapters = parts.adaptation.adapters();
@@ -280,7 +281,8 @@ Value SnapshotMaker::best_checkpoint(const CheckpointParts& parts, const Improve
   return root;
 }
 
-// --- reading ----------------------------------------------------------------------------------------------------------
+// --- reading
+// ----------------------------------------------------------------------------------------------------------
 
 CheckpointKind checkpoint_kind(const Value& root) {
   if (!root.is_dict() || !root.find("optimizer") || !root.find("step")) return CheckpointKind::kWeights;

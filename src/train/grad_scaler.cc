@@ -24,7 +24,8 @@ void GradScaler::update(bool finite) {
   scale_ *= kBackoff;
   growth_tracker_ = 0;
   if (++bad_in_a_row_ >= kMaxBadInARow || scale_ < kSmallestScale) {
-    throw Error("NUM002", concat("fp16 gradients stay non-finite: ", bad_in_a_row_, " steps in a row, loss scale ", scale_))
+    throw Error("NUM002",
+                concat("fp16 gradients stay non-finite: ", bad_in_a_row_, " steps in a row, loss scale ", scale_))
         .fix("train with train.precision \"bf16\" or \"fp32\", or lower optimizer.learning_rate");
   }
 }
@@ -42,7 +43,8 @@ Value GradScaler::save_state() const {
 void GradScaler::load_state(const Value& state) {
   const double scale = state.at("scale").as_double("scaler.scale");
   const std::int64_t tracker = state.at("_growth_tracker").as_int("scaler._growth_tracker");
-  if (!std::isfinite(scale) || scale <= 0 || tracker < 0) throw Error("CKP007", "the loss scaler's state is out of range");
+  if (!std::isfinite(scale) || scale <= 0 || tracker < 0)
+    throw Error("CKP007", "the loss scaler's state is out of range");
   scale_ = scale;
   growth_tracker_ = tracker;
   bad_in_a_row_ = 0;

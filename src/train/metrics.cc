@@ -36,7 +36,9 @@ double unix_time() {
 
 }  // namespace
 
-MetricsLog::MetricsLog(const std::string& path, std::int64_t last_step) : path_(path) { cut(last_step); }
+MetricsLog::MetricsLog(const std::string& path, std::int64_t last_step) : path_(path) {
+  cut(last_step);
+}
 
 MetricsLog::~MetricsLog() {
   if (fd_ >= 0) ::close(fd_);

@@ -31,7 +31,11 @@ Reporter::Reporter(const std::string& run_directory, const Options& options, con
       device_(device),
       peak_flops_(peak_flops(describe_device(device), options.train.precision)),
       metrics_(run_directory.empty() ? "" : path_join(run_directory, "metrics.jsonl"), step),
-      progress_({progress_mode(run_directory.empty() ? "off" : options.logging.progress), goal_step < INT64_MAX ? goal_step : 0, step, 60, {}}) {
+      progress_({progress_mode(run_directory.empty() ? "off" : options.logging.progress),
+                 goal_step < INT64_MAX ? goal_step : 0,
+                 step,
+                 60,
+                 {}}) {
   if (run_directory.empty() || !options.logging.tensorboard) return;
   tensorboard_ = std::make_unique<TensorBoardWriter>(run_directory, step > 0 ? step + 1 : 0);
   tensorboard_->text("config", step, "```json\n" + effective_json(options) + "\n```");
@@ -89,8 +93,9 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   line["step_seconds"] = ratio(meters.step_seconds, steps);
   line["peak_memory_bytes"] = peak_memory_bytes(device_);
   if (options_.peft.method.empty()) {  // with adapters most weight gradients are not computed
-    const double flops = ratio(training_flops(options_.model, {static_cast<double>(meters.positions), text_tokens, mel_tokens}),
-                               meters.step_seconds);
+    const double flops =
+        ratio(training_flops(options_.model, {static_cast<double>(meters.positions), text_tokens, mel_tokens}),
+              meters.step_seconds);
     line["model_tflops"] = flops / 1e12;
     if (peak_flops_) line["mfu"] = flops / *peak_flops_;
   }
@@ -99,9 +104,9 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   for (const auto& [key, value] : more.items()) {
     if (value.is_number()) scalar(concat("train/", key), state.step, value.get<double>());
   }
-  for (const char* key :
-       {"loss", "text_loss", "mel_loss", "mel_top1", "grad_norm", "clipped_share", "skipped_steps", "epoch", "tokens_per_second",
-        "padding_share", "data_wait_share", "step_seconds", "peak_memory_bytes", "model_tflops", "mfu"}) {
+  for (const char* key : {"loss", "text_loss", "mel_loss", "mel_top1", "grad_norm", "clipped_share", "skipped_steps",
+                          "epoch", "tokens_per_second", "padding_share", "data_wait_share", "step_seconds",
+                          "peak_memory_bytes", "model_tflops", "mfu"}) {
     if (line.contains(key)) scalar(concat("train/", key), state.step, line[key].get<double>());
   }
   for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {
@@ -282,10 +287,10 @@ void Reporter::pruned(const PruneResult& result, const AdapterSet& adapters, con
   const auto [least, most] = std::minmax_element(ranks.begin(), ranks.end());
   const std::string chart = adapters.rank_chart(ranks);
   const bool planned = options_.model.layers == 12 && options_.model.model_dim == 512;
-  log_info("adapters", "step ", result.step, ": ", result.ranks_before, " ranks pruned to ", result.ranks_after, " (budget ",
-           result.budget, "), from ", *least, " to ", *most, " per matrix", planned ? " (plan: 8 to 32)" : "", ", ",
-           human_count(static_cast<std::uint64_t>(adapters.parameter_count())), " parameters",
-           planned ? " (plan: 1.5 to 2 M)" : "", "\n", chart);
+  log_info("adapters", "step ", result.step, ": ", result.ranks_before, " ranks pruned to ", result.ranks_after,
+           " (budget ", result.budget, "), from ", *least, " to ", *most, " per matrix",
+           planned ? " (plan: 8 to 32)" : "", ", ", human_count(static_cast<std::uint64_t>(adapters.parameter_count())),
+           " parameters", planned ? " (plan: 1.5 to 2 M)" : "", "\n", chart);
   OrderedJson by_module = OrderedJson::object();
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     const std::string& module = adapters.adapters()[i].spec().module;

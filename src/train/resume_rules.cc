@@ -159,7 +159,8 @@ ResumeDecision compare_for_resume(const std::string& saved_config, const RunFact
         "to go on from these weights otherwise, start fresh from them as a base: train_gpt_v2 merge --checkpoint FILE "
         "--output merged_final.pth, then init.from merged_final.pth and another --output-dir");
   } else if (needed.count("")) {
-    std::move(error).fix("such a change needs a fresh run: set init.from to this checkpoint and use another --output-dir");
+    std::move(error).fix(
+        "such a change needs a fresh run: set init.from to this checkpoint and use another --output-dir");
   } else {
     std::string flags;
     for (const std::string& name : needed) flags += " --allow-change " + name;

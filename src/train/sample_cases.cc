@@ -21,10 +21,20 @@ constexpr std::size_t kMaxCases = 10'000, kMaxLine = 64 << 10, kMaxId = 200, kMa
 constexpr std::int64_t kFeatureSize = 1024, kMaxFrames = 20'000;
 
 const std::vector<std::string>& known_fields() {
-  static const std::vector<std::string> fields{"id",          "text",          "text_ids",
-                                               "prompt",      "condition_path", "emo_vec_path",
-                                               "speaker_features_path", "emotion_features_path", "emotion_alpha",
-                                               "reference_codes_path", "category", "emotion", "translation", "speaker"};
+  static const std::vector<std::string> fields{"id",
+                                               "text",
+                                               "text_ids",
+                                               "prompt",
+                                               "condition_path",
+                                               "emo_vec_path",
+                                               "speaker_features_path",
+                                               "emotion_features_path",
+                                               "emotion_alpha",
+                                               "reference_codes_path",
+                                               "category",
+                                               "emotion",
+                                               "translation",
+                                               "speaker"};
   return fields;
 }
 
@@ -135,7 +145,8 @@ void read_voice(const CaseLine& line, const CaseContext& context, SampleCase& on
   if (line.has("emotion_alpha")) {
     if (!line["emotion_alpha"].is_number()) throw line.problem("\"emotion_alpha\" is not a number");
     one.emotion_alpha = line["emotion_alpha"].get<double>();
-    if (!(one.emotion_alpha >= 0 && one.emotion_alpha <= 1)) throw line.problem("\"emotion_alpha\" is not within 0 to 1");
+    if (!(one.emotion_alpha >= 0 && one.emotion_alpha <= 1))
+      throw line.problem("\"emotion_alpha\" is not within 0 to 1");
   }
   check_shape(line, one.condition_path, {context.model.condition_num_latent, context.model.model_dim});
   check_shape(line, one.emo_vec_path, {context.model.model_dim});
@@ -193,7 +204,8 @@ std::vector<SampleCase> read_cases(const std::string& path, const CaseContext& c
     read_voice(line, context, one);
     if (const std::string codes = line.path("reference_codes_path"); !codes.empty()) {
       const Tensor header = read_npy_header(codes);
-      if (header.shape.empty() || header.numel() == 0) throw line.problem("the reference codes are empty").detail(codes);
+      if (header.shape.empty() || header.numel() == 0)
+        throw line.problem("the reference codes are empty").detail(codes);
       one.reference_length = header.numel();
     }
     line.warn_about_unknown(warned);

@@ -38,8 +38,7 @@ std::pair<at::Tensor, at::Tensor> conditioning_of(const SampleCase& one, const U
             on_device(voice.emo_vec, {model.options().model_dim}, model)};
   }
   const FeatureBatch speaker = features_of(voice.speaker_features, model);
-  const FeatureBatch emotion =
-      voice.emotion_features.empty() ? speaker : features_of(voice.emotion_features, model);
+  const FeatureBatch emotion = voice.emotion_features.empty() ? speaker : features_of(voice.emotion_features, model);
   return {model.get_conditioning(speaker)[0], model.merge_emovec(speaker, emotion, one.emotion_alpha)[0]};
 }
 
@@ -119,8 +118,8 @@ SamplingResult write_samples(UnifiedVoice& model, const std::vector<SampleCase>&
     }
     const std::vector<SearchResult> found = generate(model, inputs, setup.decoding, setup.stop);
     if (found.empty()) break;  // stopped
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count() / static_cast<double>(end - begin);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count() /
+                           static_cast<double>(end - begin);
     for (std::size_t i = begin; i < end; ++i) {
       SampleRecord record = record_of(cases[i], found[i - begin], seconds);
       const std::string stem = path_join(setup.folder, cases[i].id);

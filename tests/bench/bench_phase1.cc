@@ -231,8 +231,8 @@ void stall(const Settings& settings) {
   RunFacts facts;
   StabilityGuard guard(bench.options.stability, /*scaled=*/false);
   Adaptation adaptation(bench.model, bench.options, nullptr, 1, 1);
-  const CheckpointParts parts{bench.model, bench.parameters, bench.optimizer, &ema,  nullptr,   monitors,
-                              guard,       state,            bench.options,   facts, adaptation};
+  const CheckpointParts parts{bench.model, bench.parameters, bench.optimizer, &ema,      nullptr, monitors, guard,
+                              state,       bench.options,    facts,           adaptation};
   const Batch batch = middling(bench.options, std::min<std::int64_t>(bench.options.train.batch_size, 64));
   bench.step(batch);
   SnapshotMaker snapshots;

@@ -66,7 +66,8 @@ class Parity : public ::testing::TestWithParam<const char*> {
  protected:
   Options options() const { return fixture_options({std::string("train.engine=") + GetParam()}); }
 };
-INSTANTIATE_TEST_SUITE_P(Engines, Parity, ::testing::Values("modules", "fused"), [](const auto& engine) { return std::string(engine.param); });
+INSTANTIATE_TEST_SUITE_P(Engines, Parity, ::testing::Values("modules", "fused"),
+                         [](const auto& engine) { return std::string(engine.param); });
 
 TEST_P(Parity, FollowsTheRecordedRun) {
   const TemporaryFolder folder;
@@ -86,7 +87,8 @@ TEST_P(Parity, ContinuesThePythonCheckpoint) {
   options.data.order_file = testing::write_order(folder, run.at("micro_batches"), 12);
   for (const char* file : {"latest.pth", "model_step6.pth"}) {
     const std::string directory = folder.file(std::string("run_") + file);
-    ASSERT_EQ(testing::train_here(options, directory, data_path(std::string("fixtures/expected/trainer/") + file)), ExitStatus::kOk);
+    ASSERT_EQ(testing::train_here(options, directory, data_path(std::string("fixtures/expected/trainer/") + file)),
+              ExitStatus::kOk);
     expect_steps(directory, run, 6);
     EXPECT_LE(weight_difference(directory + "/latest.pt", options.model.model_dim), kWeightLimit);
   }

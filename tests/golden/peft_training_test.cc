@@ -21,9 +21,11 @@ using testing::metrics_of;
 using testing::TemporaryFolder;
 
 // The recorded step k trained on one batch, at a constant rate, without clipping.
-Options recorded_run(const TemporaryFolder& folder, const json& steps, const char* engine, std::vector<std::string> sets) {
-  std::vector<std::string> all = {"train.grad_accumulation=1", "train.grad_clip=0",        "optimizer.schedule=constant",
-                                  "optimizer.warmup_steps=0",  "optimizer.total_steps=null", "validation.interval=0",
+Options recorded_run(const TemporaryFolder& folder, const json& steps, const char* engine,
+                     std::vector<std::string> sets) {
+  std::vector<std::string> all = {"train.grad_accumulation=1",     "train.grad_clip=0",
+                                  "optimizer.schedule=constant",   "optimizer.warmup_steps=0",
+                                  "optimizer.total_steps=null",    "validation.interval=0",
                                   concat("train.engine=", engine), concat("train.max_steps=", steps.size())};
   all.insert(all.end(), sets.begin(), sets.end());
   Options options = fixture_options(all);
@@ -69,7 +71,8 @@ TEST_P(RecordedRun, EndsWithPeftsAdapter) {
   const Options options = recorded_run(
       folder, run.at("steps"), engine,
       {concat("peft.method=", kind), concat("init.peft_adapter=", data_path(concat("fixtures/peft/", kind))),
-       concat("optimizer.learning_rate=", run.at("lr").dump()), concat("optimizer.weight_decay=", run.at("weight_decay").dump())});
+       concat("optimizer.learning_rate=", run.at("lr").dump()),
+       concat("optimizer.weight_decay=", run.at("weight_decay").dump())});
   ASSERT_EQ(testing::train_here(options, folder.file("run")), ExitStatus::kOk);
   const auto lines = metrics_of(folder.file("run"), "train");
   ASSERT_EQ(lines.size(), run.at("steps").size());
@@ -81,7 +84,8 @@ TEST_P(RecordedRun, EndsWithPeftsAdapter) {
   }
   const LoadedFile saved = read_tensor_file(folder.file("run/latest.pt"));
   EXPECT_FALSE(saved.root.contains("model"));
-  const Distance distance = distance_to(saved.root.at("adapter"), data_path(concat("fixtures/peft/", kind, "/after_run.safetensors")));
+  const Distance distance =
+      distance_to(saved.root.at("adapter"), data_path(concat("fixtures/peft/", kind, "/after_run.safetensors")));
   EXPECT_LT(distance.largest, 1e-3);
   EXPECT_LT(distance.mean_square, 2e-5);
   // The base is the file the run started from, bit by bit, although the executor's weights held W' all the time.
@@ -101,7 +105,8 @@ std::string start_folder(const TemporaryFolder& folder) {
   json config = json::parse(read_file(data_path("fixtures/peft/adalora/adapter_config.json"), 1 << 20));
   config["rank_pattern"] = nullptr;
   folder.write("start/adapter_config.json", config.dump());
-  folder.write("start/adapter_model.safetensors", read_file(data_path("fixtures/peft/adalora/start.safetensors"), 1 << 26));
+  folder.write("start/adapter_model.safetensors",
+               read_file(data_path("fixtures/peft/adalora/start.safetensors"), 1 << 26));
   return folder.file("start");
 }
 

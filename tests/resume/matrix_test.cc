@@ -77,11 +77,11 @@ TEST(ResumeMatrix, EveryPairOfImprovements) {
   for (const unsigned mask : chosen) check_combination(mask);
 }
 
-TEST(LongResumeMatrix, AllSixtyFourCombinations) {
+TEST(ResumeMatrix, AllSixtyFourCombinations) {
   for (unsigned mask = 0; mask < 64; ++mask) check_combination(mask);
 }
 
-TEST(LongResumeMatrix, AllSixAtEveryStep) {
+TEST(ResumeMatrix, AllSixAtEveryStep) {
   std::vector<std::string> sets;
   for (const Improvement& one : improvements()) sets.insert(sets.end(), one.on.begin(), one.on.end());
   sets.push_back("early_stopping.min_improvement=0");

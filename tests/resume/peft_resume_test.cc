@@ -122,8 +122,8 @@ TEST(PeftRun, BothEnginesTrainTheSame) {
 TEST(PeftRun, AdaptersStayFp32WhateverComputes) {
   const TemporaryFolder folder;
   for (const char* engine : {"modules", "fused"}) {
-    const Options options =
-        adapted_run({"peft.method=dora", "train.precision=bf16", "train.log_interval=1", concat("train.engine=", engine)});
+    const Options options = adapted_run(
+        {"peft.method=dora", "train.precision=bf16", "train.log_interval=1", concat("train.engine=", engine)});
     ASSERT_EQ(train_here(options, folder.file(engine)), ExitStatus::kOk);
     const LoadedFile saved = read_tensor_file(folder.file(std::string(engine) + "/latest.pt"));
     for (const auto& [key, value] : saved.root.at("adapter").entries()) {
@@ -302,10 +302,11 @@ TEST(Ewc, AveragesSeeWhatTheProximalStepLeft) {
   // With decay 0 the average is the last state; the optimizer's own pass would average what the step before left.
   const TemporaryFolder folder;
   const std::string fisher = testing::write_fixture_fisher(folder.file("fisher.pth"), 1);
-  ASSERT_EQ(train_here(small_run({"ewc.enabled=true", concat("ewc.fisher=", fisher), "ewc.lambda=100", "ewc.mode=proximal",
-                                  "ema.enabled=true", "ema.decay=0", "ema.warmup=false", "train.max_steps=4"}),
-                       folder.file("run")),
-            ExitStatus::kOk);
+  ASSERT_EQ(
+      train_here(small_run({"ewc.enabled=true", concat("ewc.fisher=", fisher), "ewc.lambda=100", "ewc.mode=proximal",
+                            "ema.enabled=true", "ema.decay=0", "ema.warmup=false", "train.max_steps=4"}),
+                 folder.file("run")),
+      ExitStatus::kOk);
   const LoadedFile saved = read_tensor_file(folder.file("run/latest.pt"));
   for (const auto& [key, value] : saved.root.at("ema_state").entries()) {
     EXPECT_TRUE(identical(value, saved.root.at("model").at(key.as_string()))) << key.as_string();
@@ -348,10 +349,10 @@ TEST(Ewc, ABaseWithFewerTokensProtectsTheRowsItHas) {
   const std::string base = testing::write_smaller_vocabulary(folder.file("base.pth"), 161);
   const std::string fisher = testing::write_fixture_fisher(folder.file("fisher.pth"), 1, 1, base);
   for (const char* rows : {"romanised_mean", "random"}) {  // the base's spare row moves to the end; it stays
-    const Options options = adapted_run(
-        {"peft.method=dora", "trainable.train=[\"wte\",\"lm_head\"]", concat("init.from=", base),
-         concat("init.new_rows=", rows), concat("data.base_tokenizer=", data_path("fixtures/tokenizer/base.model")),
-         "ewc.enabled=true", concat("ewc.fisher=", fisher), "ewc.lambda=1"});
+    const Options options = adapted_run({"peft.method=dora", "trainable.train=[\"wte\",\"lm_head\"]",
+                                         concat("init.from=", base), concat("init.new_rows=", rows),
+                                         concat("data.base_tokenizer=", data_path("fixtures/tokenizer/base.model")),
+                                         "ewc.enabled=true", concat("ewc.fisher=", fisher), "ewc.lambda=1"});
     ASSERT_EQ(train_here(options, folder.file(rows), "auto", 2), ExitStatus::kOk) << rows;
     EXPECT_EQ(train_here(options, folder.file(rows), "auto", 3), ExitStatus::kOk) << rows;
   }

@@ -47,9 +47,10 @@ class WallClock : public ::testing::TestWithParam<long> {
 
 TEST_P(WallClock, JumpsChangeNeitherLimitsNorDurations) {
   const TemporaryFolder folder;
-  const Options options = fixture_options({"train.layout=packed", "train.max_steps=6", "optimizer.total_steps=6",
-                                           "optimizer.schedule=constant", "train.max_hours=1", "checkpoint.interval=2", "validation.interval=0",
-                                           "checkpoint.interval_minutes=30", "checkpoint.background=false"});
+  const Options options =
+      fixture_options({"train.layout=packed", "train.max_steps=6", "optimizer.total_steps=6",
+                       "optimizer.schedule=constant", "train.max_hours=1", "checkpoint.interval=2",
+                       "validation.interval=0", "checkpoint.interval_minutes=30", "checkpoint.background=false"});
   ClockSetter setter(GetParam());
   const ScopedFileOps scope(setter);
   const auto before = std::chrono::system_clock::now();

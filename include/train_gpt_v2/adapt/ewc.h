@@ -71,9 +71,8 @@ struct EwcReport {
 class Ewc {
  public:
   // `direct`: tensors that train themselves, in their present values. Protected is what the Fisher file names among
-  // them and among the set's matrices (set may be null). New rows of a table (the file has fewer) get F = 0, and so does
-  // the base's spare row.
-  // weights_hold_effective: the set's weights carry W' (no adapter dropout).
+  // them and among the set's matrices (set may be null). New rows of a table (the file has fewer) get F = 0, and so
+  // does the base's spare row. weights_hold_effective: the set's weights carry W' (no adapter dropout).
   Ewc(const EwcOptions& options, const Fisher& fisher, std::vector<std::pair<std::string, at::Tensor>> direct,
       AdapterSet* set, bool weights_hold_effective);
 

@@ -100,20 +100,20 @@ class MappedFile {
 // The whole content of a regular file of at most max_bytes.
 std::string read_file(const std::string& path, std::uint64_t max_bytes);
 
-bool file_exists(const std::string& path);        // regular file, after symbolic links
+bool file_exists(const std::string& path);  // regular file, after symbolic links
 bool directory_exists(const std::string& path);
 std::uint64_t file_size(const std::string& path);
-void make_directories(const std::string& path);   // like mkdir -p
-void remove_file(const std::string& path);        // no error when it is not there
+void make_directories(const std::string& path);  // like mkdir -p
+void remove_file(const std::string& path);       // no error when it is not there
 void sync_directory(const std::string& path);
-std::uint64_t free_space(const std::string& path);  // bytes an ordinary user may still write there
+std::uint64_t free_space(const std::string& path);                 // bytes an ordinary user may still write there
 std::vector<std::string> list_directory(const std::string& path);  // names, sorted, without . and ..
 
 // Lexical path work; nothing is looked up on disk.
 std::string path_join(std::string_view folder, std::string_view path);  // an absolute `path` wins
-std::string parent_path(std::string_view path);                        // "." when there is none
+std::string parent_path(std::string_view path);                         // "." when there is none
 std::string file_name(std::string_view path);
-std::string absolute_path(std::string_view path);                      // normalised, relative to the working directory
+std::string absolute_path(std::string_view path);  // normalised, relative to the working directory
 
 // Keeps a second process out of a run directory. The lock dies with the process, so a stale one cannot block.
 class RunLock {

@@ -26,7 +26,7 @@ class Sha256 {
   std::unique_ptr<Context> context_;
 };
 
-std::string sha256(std::string_view text);              // 64 hexadecimal digits
+std::string sha256(std::string_view text);  // 64 hexadecimal digits
 std::string sha256_of_file(const std::string& path);
 
 }  // namespace train_gpt_v2

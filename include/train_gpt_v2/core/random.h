@@ -25,9 +25,9 @@ class RandomStream {
 
   std::uint32_t next_u32();
   std::uint64_t next_u64();
-  double uniform();                         // [0, 1), 53 bits
-  double normal();                          // Box-Muller; two uniforms per call
-  std::uint64_t below(std::uint64_t bound); // unbiased, [0, bound)
+  double uniform();                          // [0, 1), 53 bits
+  double normal();                           // Box-Muller; two uniforms per call
+  std::uint64_t below(std::uint64_t bound);  // unbiased, [0, bound)
   const State& state() const { return state_; }
 
  private:

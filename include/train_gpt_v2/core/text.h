@@ -26,10 +26,10 @@ bool ends_with(std::string_view text, std::string_view suffix);
 // The shortest decimal text that reads back as exactly the same double; "NaN", "Infinity" for the rest.
 std::string exact_number(double value);
 
-std::string human_bytes(std::uint64_t bytes);    // 1536 -> "1.5 KiB"
-std::string human_count(std::uint64_t count);    // 865980639 -> "865,980,639"
-std::string human_duration(double seconds);      // 3723 -> "1h02m", 95 -> "1m35s", 0.25 -> "0.25s"
-std::string fixed(double value, int decimals);   // 0.12345, 3 -> "0.123"
+std::string human_bytes(std::uint64_t bytes);   // 1536 -> "1.5 KiB"
+std::string human_count(std::uint64_t count);   // 865980639 -> "865,980,639"
+std::string human_duration(double seconds);     // 3723 -> "1h02m", 95 -> "1m35s", 0.25 -> "0.25s"
+std::string fixed(double value, int decimals);  // 0.12345, 3 -> "0.123"
 
 // Number of insertions, deletions, substitutions and swaps of neighbours between two names.
 std::size_t edit_distance(std::string_view a, std::string_view b);

@@ -2,11 +2,10 @@
 // The index over pair manifests: 24 bytes per pair plus interned speaker and language names. Everything else (ids,
 // paths, text) is read again from the mapped file when a sample is loaded.
 //
-// A manifest is named as PATH, PATH::LANG, PATH@LANG or PATH=LANG; the language applies to records that state none. PATH
-// may be the folder of a packed set (packed_set.h), which stands for the manifests it was packed from.
-// A pair's language: record > suffix > the default given > script of its text (contract §2).
-// Errors: DAT001 (a malformed record, with file, line, field and value), DAT002 (single-sample manifest), DAT030/DAT031
-// (packed sets), IO001/IO002/IO004.
+// A manifest is named as PATH, PATH::LANG, PATH@LANG or PATH=LANG; the language applies to records that state none.
+// PATH may be the folder of a packed set (packed_set.h), which stands for the manifests it was packed from. A pair's
+// language: record > suffix > the default given > script of its text (contract §2). Errors: DAT001 (a malformed record,
+// with file, line, field and value), DAT002 (single-sample manifest), DAT030/DAT031 (packed sets), IO001/IO002/IO004.
 // With skip_bad, malformed records are left out and kept as problems instead. A single-sample manifest always throws.
 // Threads: adding is for one thread (it uses several itself); all const members may be called from any thread.
 

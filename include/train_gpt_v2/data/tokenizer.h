@@ -53,8 +53,8 @@ struct TokenizerModelFacts {
 };
 TokenizerModelFacts scan_tokenizer_model(std::string_view bytes, const std::string& path);
 
-// Error TOK004 unless `extended` keeps every piece of `base` under its id: a base model's rows would otherwise belong to
-// other pieces (algorithms.md §8.2).
+// Error TOK004 unless `extended` keeps every piece of `base` under its id: a base model's rows would otherwise belong
+// to other pieces (algorithms.md §8.2).
 void check_extension(const Tokenizer& extended, const Tokenizer& base);
 
 }  // namespace train_gpt_v2

@@ -16,15 +16,15 @@ namespace train_gpt_v2 {
 
 enum class DType { kFloat32, kFloat64, kFloat16, kBFloat16, kInt64, kInt32, kInt16, kInt8, kUInt8, kUInt16, kBool };
 
-std::size_t dtype_size(DType dtype);            // bytes per element
-std::string_view dtype_name(DType dtype);       // "float32", "int64" ...
+std::size_t dtype_size(DType dtype);       // bytes per element
+std::string_view dtype_name(DType dtype);  // "float32", "int64" ...
 bool is_floating_point(DType dtype);
 
 struct Tensor {
   DType dtype = DType::kFloat32;
   std::vector<std::int64_t> shape;
-  std::vector<std::int64_t> strides;       // in elements; may be anything a torch.save file holds
-  const std::byte* data = nullptr;         // first element
+  std::vector<std::int64_t> strides;  // in elements; may be anything a torch.save file holds
+  const std::byte* data = nullptr;    // first element
   std::shared_ptr<const void> owner;
 
   std::int64_t numel() const;

@@ -7,7 +7,8 @@
 // see it. An object without adapters and without EWC does nothing.
 //
 // Adapters own a copy of W0 beside the W' that the executors read (bytes() tells). One thread.
-// Errors: PFT001 settings, PFT003 a schedule that cannot take effect in this run, EWC001 a Fisher file of other weights.
+// Errors: PFT001 settings, PFT003 a schedule that cannot take effect in this run, EWC001 a Fisher file of other
+// weights.
 
 #include <memory>
 #include <optional>
@@ -53,8 +54,8 @@ class Adaptation {
   void complete_gradients(double scale);
   // All ranks: λ "auto" of EWC is what rank 0 chose.
   void agree(Ranks& ranks);
-  // `step`: the number of the step just taken, `factor` its factor on the learning rates. Moments, averages and gradient
-  // buffers follow where ranks were pruned.
+  // `step`: the number of the step just taken, `factor` its factor on the learning rates. Moments, averages and
+  // gradient buffers follow where ranks were pruned.
   std::optional<PruneResult> after_step(std::int64_t step, double factor, ParameterSet& parameters, AdamW& optimizer,
                                         Ema* ema);
 

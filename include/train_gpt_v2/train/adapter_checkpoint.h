@@ -33,8 +33,8 @@ std::vector<std::string> stored_beside(const Value& root);  // parameters that t
 void load_base_model(UnifiedVoice& model, const Value& root, const std::string& source);
 
 // The whole model of such a checkpoint: base, adapters with their values (`averaged`: those of ema_state, also for what
-// trained beside them), W' in the model's weights. The set shares the model's weights as they are now: move the model to
-// a device before the call or not at all while the set is in use.
+// trained beside them), W' in the model's weights. The set shares the model's weights as they are now: move the model
+// to a device before the call or not at all while the set is in use.
 std::unique_ptr<AdapterSet> load_adapted_model(UnifiedVoice& model, const Value& root, bool averaged,
                                                const std::string& source);
 

@@ -93,8 +93,8 @@ struct FoundCheckpoint {
   std::int64_t step = 0;
 };
 
-// The checkpoint with the highest step inside, at most `last_step`, that verifies; damaged ones are named in the log and
-// left alone; at equal steps ours wins over the Python trainer's. Nothing when the folder holds none.
+// The checkpoint with the highest step inside, at most `last_step`, that verifies; damaged ones are named in the log
+// and left alone; at equal steps ours wins over the Python trainer's. Nothing when the folder holds none.
 std::optional<FoundCheckpoint> find_newest_checkpoint(const std::string& directory, std::int64_t last_step = INT64_MAX);
 
 // True when the folder holds any checkpoint by name.

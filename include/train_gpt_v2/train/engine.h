@@ -28,7 +28,8 @@ struct SampleLoss {
 };
 
 struct LossSums {
-  torch::Tensor values;  // float64 [4] on the device: text loss, mel loss, mel top-1 count, mel top-5 count (evaluate only)
+  torch::Tensor
+      values;  // float64 [4] on the device: text loss, mel loss, mel top-1 count, mel top-5 count (evaluate only)
   std::int64_t text_tokens = 0, mel_tokens = 0;
   std::int64_t positions = 0, padded_positions = 0;
   std::vector<SampleLoss> samples;  // only when asked for
@@ -65,8 +66,8 @@ std::string precision_name(at::ScalarType type);  // "fp32", "bf16", "fp16"
 std::unique_ptr<Engine> make_modules_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute,
                                             AdapterSet* adapters = nullptr);
 
-// The executor train.engine asks for; "auto" is the fused one (model/fused_gpt.h) wherever it can run. Gradients must be
-// allocated before (train/parameters.h). `why` says what decided. Throws CFG017 where "fused" cannot run.
+// The executor train.engine asks for; "auto" is the fused one (model/fused_gpt.h) wherever it can run. Gradients must
+// be allocated before (train/parameters.h). `why` says what decided. Throws CFG017 where "fused" cannot run.
 std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute,
                                     std::string& why, AdapterSet* adapters = nullptr);
 

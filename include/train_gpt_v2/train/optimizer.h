@@ -1,7 +1,7 @@
 #pragma once
 // AdamW over a ParameterSet, with gradient norm, clipping and the state that goes into checkpoints: one pass of
-// kernels/kernels.h for fp32 tensors on one device, at::_fused_adamw_ elsewhere. Moments are fp32 on the device of their
-// parameter.
+// kernels/kernels.h for fp32 tensors on one device, at::_fused_adamw_ elsewhere. Moments are fp32 on the device of
+// their parameter.
 //
 // Order within a step: algorithms.md §7.2. One owner of the learning rate: it is passed in at every step.
 
@@ -25,8 +25,8 @@ struct ClipResult {
 };
 
 // Moving averages that an update brings up to date in its own pass (Ema::update_with): average += (1 - decay)
-// (parameter - average), one contiguous float array a tensor, on its device. `joined`: this pass counts as the averages'
-// step, even when `values` is empty because none was due.
+// (parameter - average), one contiguous float array a tensor, on its device. `joined`: this pass counts as the
+// averages' step, even when `values` is empty because none was due.
 struct JoinedAverages {
   std::vector<float*> values;
   double decay = 1;
@@ -40,8 +40,8 @@ class AdamW {
 
   // Norm of the gradients times `grad_scale` (1 / loss scale); scales the gradients by it and by
   // min(1, max_norm / (norm + 1e-6)). max_norm 0: no clipping. A non-finite norm leaves them as they are. Without
-  // `in_place` the kernels leave the scaling to the step() that follows, which saves a pass over all gradients; who reads
-  // them after this call (AdaLoRA's importance) asks for `in_place`.
+  // `in_place` the kernels leave the scaling to the step() that follows, which saves a pass over all gradients; who
+  // reads them after this call (AdaLoRA's importance) asks for `in_place`.
   ClipResult unscale_and_clip(double grad_scale, double max_norm, bool per_group, bool in_place = true);
   bool one_pass() const { return kernels_ != nullptr && !shards_; }
   // One update with each group's rate times `factor`. Averages only where one_pass().
@@ -74,7 +74,8 @@ class AdamW {
   OptimizerOptions options_;
   const OptimizerShards* shards_;
   std::vector<double> squares();
-  void step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate, const JoinedAverages& averages);
+  void step_in_one_pass(const ParameterGroup& group, double scale, double learning_rate,
+                        const JoinedAverages& averages);
 
   std::vector<Moments> moments_;
   std::vector<double> pending_scale_;  // per group; what step() multiplies the gradients by

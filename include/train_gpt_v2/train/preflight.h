@@ -18,11 +18,11 @@ namespace train_gpt_v2 {
 struct PreflightResult {
   StepCost longest, usual;  // micro-batches; `usual` has the middle length of the plan
   std::int64_t longest_samples = 0, usual_samples = 0;
-  MeasuredBatch half;  // of the longest batch, where it has two samples or more
+  MeasuredBatch half;                                // of the longest batch, where it has two samples or more
   std::optional<std::int64_t> suggested_batch_size;  // train/batch_memory.h
-  std::uint64_t memory = 0;     // bytes that can be had in all, 0 = not known
-  double step_seconds = 0;      // of one optimiser step
-  std::int64_t steps_left = 0;  // until the run's goal
+  std::uint64_t memory = 0;                          // bytes that can be had in all, 0 = not known
+  double step_seconds = 0;                           // of one optimiser step
+  std::int64_t steps_left = 0;                       // until the run's goal
   double total_seconds = 0;
   std::int64_t resumed_step = 0;
   std::uint64_t checkpoint_bytes = 0, free_bytes = 0, wanted_bytes = 0;  // wanted: all files that will be kept

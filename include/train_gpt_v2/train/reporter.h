@@ -27,15 +27,15 @@ class Reporter {
            std::int64_t step, std::int64_t goal_step);
   ~Reporter();
 
-  void lengths(const Dataset& data, std::int64_t step);        // histograms, once per process
+  void lengths(const Dataset& data, std::int64_t step);       // histograms, once per process
   void remember_step(const ClipResult& clip, double factor);  // of the last optimiser step
   // One line with the terms of `more` at its end, then the sums start anew.
   void train_line(TrainState& state, const OrderedJson& more);
   // Ranks per adapter after pruning: event, log, chart.
   void pruned(const PruneResult& result, const AdapterSet& adapters, const std::vector<std::int64_t>& ranks);
-  void step_done(const TrainState& state);                    // live line
-  Progress& progress() { return progress_; }                  // for phases: validation, saving, sampling
-  void status(const TrainState& state);                       // SIGUSR2: one log line now
+  void step_done(const TrainState& state);    // live line
+  Progress& progress() { return progress_; }  // for phases: validation, saving, sampling
+  void status(const TrainState& state);       // SIGUSR2: one log line now
   void validation(const TrainState& state, const EvaluatorOutput& output);
   void samples(std::int64_t step, const std::string& weights, const TrainingSamples& samples);
   void validation_cost(const TrainState& state);  // its share of the run's time so far

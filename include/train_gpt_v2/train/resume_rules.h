@@ -2,8 +2,8 @@
 // What may differ between a checkpoint and the run that continues it (interface.md §3 "Resume").
 //
 // Every difference is named with both values, its class and the reason; a class is let through by --allow-change NAME.
-// Never possible: another model, tokenizer or adapter setting. Warned: threads, ranks, device, CPU capability. Free: everything that cannot
-// change the mathematics of the next step.
+// Never possible: another model, tokenizer or adapter setting. Warned: threads, ranks, device, CPU capability. Free:
+// everything that cannot change the mathematics of the next step.
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -24,7 +24,7 @@ struct RunFacts {
   std::string order_fingerprint;   // of the order file's content, "" without one
   std::string tokenizer_sha256;
   std::string fisher_sha256;  // of ewc.fisher, "" without EWC
-  std::string precision;  // fp32, bf16, fp16
+  std::string precision;      // fp32, bf16, fp16
   std::int64_t threads = 0, ranks = 1;
   std::string device;
   std::string cpu_capability;

@@ -22,18 +22,18 @@ namespace train_gpt_v2 {
 struct SampleCase {
   std::string id, text, category, emotion, speaker;
   std::vector<std::int32_t> text_ids;
-  std::string condition_path, emo_vec_path;                   // absolute; either these,
-  std::string speaker_features_path, emotion_features_path;   // these,
-  std::string prompt;                                         // or the id of a pair,
-  std::optional<std::uint32_t> pair;                          // or its number, which then stands for the id
+  std::string condition_path, emo_vec_path;                  // absolute; either these,
+  std::string speaker_features_path, emotion_features_path;  // these,
+  std::string prompt;                                        // or the id of a pair,
+  std::optional<std::uint32_t> pair;                         // or its number, which then stands for the id
   double emotion_alpha = 1;
   std::optional<std::int64_t> reference_length;  // codes of the recording, where there is one
 };
 
 // What a case is conditioned on: rows of the pair or files, or features for the model's own conditioners.
 struct Voice {
-  std::vector<float> condition, emo_vec;                   // [latents,D] and [D], or empty
-  std::vector<float> speaker_features, emotion_features;   // [frames,1024] each; no emotion: the speaker's
+  std::vector<float> condition, emo_vec;                  // [latents,D] and [D], or empty
+  std::vector<float> speaker_features, emotion_features;  // [frames,1024] each; no emotion: the speaker's
 };
 
 struct CaseContext {

@@ -3,9 +3,9 @@
 // §6). Used by `sample`, and usable between two steps of training: it draws from its own random streams alone and
 // leaves parameters and gradients untouched.
 //
-// Cases are decoded batch_size at a time; `stop` is polled before every code and handed to the vocoder; a batch that was
-// stopped leaves nothing, what was finished before is written. A failing vocoder costs the sound, not the codes: its
-// errors are returned. Errors: those of load_voice() and generate().
+// Cases are decoded batch_size at a time; `stop` is polled before every code and handed to the vocoder; a batch that
+// was stopped leaves nothing, what was finished before is written. A failing vocoder costs the sound, not the codes:
+// its errors are returned. Errors: those of load_voice() and generate().
 
 #include <cstdint>
 #include <functional>
@@ -42,11 +42,11 @@ struct SampleRecord {
   std::string id;
   std::vector<std::int32_t> codes;
   bool stopped = false;
-  std::optional<double> length_ratio;                // of the recording's length, where there is one
-  std::int64_t longest_repeat = 0;                   // longest run of one code
+  std::optional<double> length_ratio;  // of the recording's length, where there is one
+  std::int64_t longest_repeat = 0;     // longest run of one code
   std::int64_t distinct_codes = 0;
-  double mean_logprob = 0, seconds = 0;              // seconds: an equal share of its batch's
-  std::optional<double> monotonicity, coverage;      // of the alignment
+  double mean_logprob = 0, seconds = 0;          // seconds: an equal share of its batch's
+  std::optional<double> monotonicity, coverage;  // of the alignment
 };
 
 struct SamplingResult {

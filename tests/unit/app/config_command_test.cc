@@ -37,7 +37,8 @@ TEST(ConfigShow, WhatACheckpointHolds) {
   write_torch_file(checkpoint, root);
   std::ostringstream out;
   run_config_show({"", checkpoint, {"train.batch_size=3"}}, ConfigView::kMinimal, false, out);
-  EXPECT_EQ(nlohmann::json::parse(out.str()), nlohmann::json::parse(R"({"train": {"seed": 77, "batch_size": 3}, "validation": {"interval": 0}})"));
+  EXPECT_EQ(nlohmann::json::parse(out.str()),
+            nlohmann::json::parse(R"({"train": {"seed": 77, "batch_size": 3}, "validation": {"interval": 0}})"));
   write_torch_file(checkpoint, Value::dict());
   EXPECT_THROW(run_config_show({"", checkpoint, {}}, ConfigView::kMinimal, false, out), Error);
 }

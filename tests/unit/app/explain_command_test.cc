@@ -29,7 +29,8 @@ TEST(Explain, EveryCodeHasItsTextAndStatus) {
 TEST(Explain, TheRegistryIsWhatTheSourcesThrow) {
   std::set<std::string> used;
   const std::regex code(R"re("((ARG|CFG|DAT|TOK|CKP|IO|MEM|NUM|GPU|NET|HNG|INT|PFT|EWC|DEM)[0-9]{3})")re");
-  const std::filesystem::path root = std::filesystem::path(testing::data_path("")).parent_path().parent_path().parent_path();
+  const std::filesystem::path root =
+      std::filesystem::path(testing::data_path("")).parent_path().parent_path().parent_path();
   for (const char* folder : {"src", "include"}) {
     for (const auto& file : std::filesystem::recursive_directory_iterator(root / folder)) {
       if (!file.is_regular_file() || file.path().filename() == "error_codes.cc") continue;

@@ -154,9 +154,11 @@ TEST(Report, HostileLinesAreCountedAndShownHarmless) {
   folder.write("run/config.effective.json",
                R"({"train":{"batch_size":"<script>"},"x":[1],"sampling":{"baseline_step":{}}})");
   folder.write("run/DONE", "not json either");
-  folder.write("run/data_report.json", R"({"histograms":[{"name":"<script>","limits":[1],"counts":[-1e308]},{"limits":["x"],"counts":[1]},5,{"limits":7}],)"
-                                       R"("manifests":[{"path":"a/<script>","side":"<script>","pairs":3,"unk_share":1e308},[]],)"
-                                       R"("findings":[{"check":"<script>","count":"x"},{"count":{}}]})");
+  folder.write(
+      "run/data_report.json",
+      R"({"histograms":[{"name":"<script>","limits":[1],"counts":[-1e308]},{"limits":["x"],"counts":[1]},5,{"limits":7}],)"
+      R"("manifests":[{"path":"a/<script>","side":"<script>","pairs":3,"unk_share":1e308},[]],)"
+      R"("findings":[{"check":"<script>","count":"x"},{"count":{}}]})");
   const std::string page = page_of({folder.file("run")}, folder.file("report.html"));
   EXPECT_EQ(page.find("<script"), std::string::npos);
   EXPECT_EQ(page.find("<img src=x"), std::string::npos);

@@ -53,7 +53,9 @@ class SampleCommand : public ::testing::Test {
   // One line of a cases file with features of the fixtures.
   Json recorded_case(std::size_t i) const {
     const Json input = expected_.at("inputs").at(i);
-    const auto path = [](const Json& id) { return data_path("fixtures/data/features/" + id.get<std::string>() + ".npy"); };
+    const auto path = [](const Json& id) {
+      return data_path("fixtures/data/features/" + id.get<std::string>() + ".npy");
+    };
     return {{"id", "case" + std::to_string(i)},
             {"text_ids", input.at("text_ids")},
             {"speaker_features_path", path(input.at("speaker_features"))},
@@ -73,7 +75,8 @@ TEST_F(SampleCommand, GivesTheRecordedCodes) {
     SCOPED_TRACE(one.dump().substr(0, 100));
     request_.decoding.num_beams = one.at("num_beams");
     request_.decoding.repetition_penalty = one.at("repetition_penalty");
-    const Json& limit = one.at("max_generate_length").is_null() ? expected_.at("default_limit") : one.at("max_generate_length");
+    const Json& limit =
+        one.at("max_generate_length").is_null() ? expected_.at("default_limit") : one.at("max_generate_length");
     request_.decoding.max_codes = limit.get<std::int64_t>();
     for (const bool reference : {false, true}) {
       request_.decoding.mel_position = reference ? "reference_inference" : "training";
@@ -92,7 +95,8 @@ TEST_F(SampleCommand, GivesTheRecordedCodes) {
       const Tensor array = read_npy(request_.folder + "/" + record.at("id").get<std::string>() + ".npy");
       EXPECT_EQ(array.dtype, DType::kInt32);
       EXPECT_EQ(to_int_vector(array), codes);
-      EXPECT_EQ(read_file(request_.folder + "/" + record.at("id").get<std::string>() + ".png", 1 << 20).substr(1, 3), "PNG");
+      EXPECT_EQ(read_file(request_.folder + "/" + record.at("id").get<std::string>() + ".png", 1 << 20).substr(1, 3),
+                "PNG");
       ++checked;
     }
   }
@@ -106,7 +110,9 @@ TEST_F(SampleCommand, PromptsTextAndSoundComeFromTheirFiles) {
   request_.decoding.max_codes = 5;
   request_.prompt = pair;
   request_.vocoder_command = "cp '{codes}' {out}";
-  const auto fixture = [](const std::string& name) { return data_path("fixtures/data/" + name + "/spk000_000004.npy"); };
+  const auto fixture = [](const std::string& name) {
+    return data_path("fixtures/data/" + name + "/spk000_000004.npy");
+  };
   const std::string text = "ሰላም";
   const Json files{{"id", "files; touch x"},
                    {"text", text},

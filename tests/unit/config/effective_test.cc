@@ -18,7 +18,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-const char* const kTexts[] = {"a",        "ሰላም ዓለም",  "sp ace", "q\"uo\\te", "tab\tnew\nline", "gpt.h.*.attn",
+const char* const kTexts[] = {"a",        "ሰላም ዓለም",  "sp ace", "q\"uo\\te",  "tab\tnew\nline",      "gpt.h.*.attn",
                               "mel_top1", "mel_loss", "am",     "x=1::am@en", "vocode {codes} {out}"};
 
 // A random value that the spec allows, as JSON.

@@ -91,7 +91,8 @@ TEST(LoadConfig, AllProblemsAtOnceEachAtItsPlace) {
   EXPECT_THAT(
       report,
       HasSubstr("t.json:3:5: unknown key \"learning_rte\" in \"train\"; did you mean optimizer.learning_rate?"));
-  EXPECT_THAT(report, HasSubstr("t.json:4:19: train.batch_size: \"many\" is not allowed; \"auto\" or integer is expected"));
+  EXPECT_THAT(report,
+              HasSubstr("t.json:4:19: train.batch_size: \"many\" is not allowed; \"auto\" or integer is expected"));
   EXPECT_THAT(report, HasSubstr("t.json:5:21: train.log_interval: -1 is outside 0 <= x <= 1000000000"));
   EXPECT_THAT(report, HasSubstr("t.json:7:23: sampler.mode: \"buckts\" is not one of \"mega_batch\", \"buckets\""));
   EXPECT_THAT(report, HasSubstr("did you mean \"buckets\"?"));

@@ -79,7 +79,8 @@ std::string refusal(const std::string& bytes) {
 }
 
 TEST(Tokenizer, ExtensionKeepsEveryBasePiece) {
-  const Tokenizer base(data_path("fixtures/tokenizer/base.model")), extended(data_path("fixtures/tokenizer/extended.model"));
+  const Tokenizer base(data_path("fixtures/tokenizer/base.model")),
+      extended(data_path("fixtures/tokenizer/extended.model"));
   check_extension(extended, base);
   EXPECT_THROW(check_extension(base, extended), Error);  // fewer pieces
 }

@@ -87,7 +87,8 @@ FusedStep fused_step(const ModelOptions& options, const Batch& batch, bool bf16,
   how.bf16 = bf16;
   how.head_rows = 16;  // several pieces of logits
   how.whole_classes = device.is_cuda();
-  FusedGpt engine(options, parameters, how, device.is_cuda() ? make_cuda_kernels(device.index(), nullptr, false) : nullptr);
+  FusedGpt engine(options, parameters, how,
+                  device.is_cuda() ? make_cuda_kernels(device.index(), nullptr, false) : nullptr);
   FusedStep step;
   for (std::uint32_t micro = 0; micro < 2; ++micro) {  // the second adds to the first
     if (micro == 0) engine.begin_window();

@@ -252,7 +252,8 @@ TEST(Ema, JoinsTheOptimizersPass) {
   EXPECT_EQ(joined.ema.steps(), apart.ema.steps());
   const Value here = joined.ema.save_state(), there = apart.ema.save_state();
   for (const TrainableTensor& tensor : joined.parameters.tensors) {
-    const torch::Tensor a = tensor_to_torch(here.at(tensor.name).as_tensor()), b = tensor_to_torch(there.at(tensor.name).as_tensor());
+    const torch::Tensor a = tensor_to_torch(here.at(tensor.name).as_tensor()),
+                        b = tensor_to_torch(there.at(tensor.name).as_tensor());
     EXPECT_TRUE(torch::allclose(a, b, 1e-6, 1e-8)) << tensor.name;
   }
 }
