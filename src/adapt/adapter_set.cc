@@ -114,6 +114,7 @@ std::vector<AdapterSpec> plan_adapters(const PeftOptions& options, const std::ve
         .fix("the scale of AdaLoRA is alpha / initial rank; set use_rslora to false");
   }
   std::vector<std::string> names;
+  names.reserve(targets.size());
   for (const AdapterTarget& target : targets) names.push_back(target.module);
   const std::vector<bool> chosen = select_names(options.target_modules, names, "peft.target_modules");
   std::vector<AdapterSpec> specs;

@@ -232,7 +232,8 @@ MelStatistics mel_statistics(const std::vector<std::span<const float>>& clips) {
       sum[i % kMelBands] += clip[i];
       squares[i % kMelBands] += static_cast<double>(clip[i]) * clip[i];
     }
-    frames += static_cast<double>(clip.size() / kMelBands);
+    const std::size_t clip_frames = clip.size() / kMelBands;
+    frames += static_cast<double>(clip_frames);
   }
   TGV2_CHECK(frames > 0);
   MelStatistics result;

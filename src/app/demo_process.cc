@@ -99,6 +99,7 @@ std::string run_program(const std::vector<std::string>& arguments, std::string_v
   ::posix_spawn_file_actions_adddup2(&actions.value, from_child.write_end.get(), STDOUT_FILENO);
   ::posix_spawn_file_actions_addopen(&actions.value, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   pid_t child = 0;

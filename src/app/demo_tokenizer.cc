@@ -40,6 +40,7 @@ struct DemoTokenizer::Processor {
 DemoTokenizer::DemoTokenizer(const std::vector<std::string>& texts, std::size_t pieces)
     : processor_(std::make_unique<Processor>()) {
   std::vector<std::string> lines;
+  lines.reserve(texts.size());
   for (const std::string& text : texts) lines.push_back(before_sentencepiece(text, "am"));
   Lines iterator(lines);
   require(sentencepiece::SentencePieceTrainer::Train({{"model_type", "bpe"},
