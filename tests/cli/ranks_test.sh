@@ -174,7 +174,7 @@ check "two ranks stop at step 10" run_on 2 phase1 other --max-steps 10
 check "three ranks go on with the run of two" run_on 3 phase1 other
 check "it took the same steps" same_run one other
 
-config long '{"train": {"max_steps": 100000}, "validation": {"interval": 0}, "early_stopping": {"enabled": false}}'
+config long '{"train": {"max_steps": 100000, "epochs": null}, "validation": {"interval": 0}, "early_stopping": {"enabled": false}}'
 run_on_alone 2 long signals >"$work/out" 2>"$work/err" &
 launcher=$!
 check "it is under way" at_step signals 3
