@@ -153,7 +153,7 @@ at_step() {
   done
   return 1
 }
-config deaths '{"train": {"max_steps": 60}, "checkpoint": {"interval": 4}}'
+config deaths '{"train": {"max_steps": 60, "epochs": null}, "checkpoint": {"interval": 4}}'
 check "two ranks, 60 steps" run_on 2 deaths whole
 run_on_alone 2 deaths parts >"$work/out" 2>"$work/err" &
 launcher=$!
