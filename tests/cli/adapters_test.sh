@@ -23,6 +23,13 @@ fails_with 78 "no manifest for the proof" "$program" merge "${model[@]}" "${adap
 fails_with 64 "a scale above one" "$program" merge "${model[@]}" "${adapter[@]}" --manifest "$pairs" --output "$work/no.pth" --scale 1.5
 fails_with 66 "no checkpoint" "$program" merge --checkpoint "$work/none.pth" --output "$work/no.pth"
 
+write_config "$work/check.json" '{"train": {"batch_size": 8}}'
+"$program" check --config "$work/check.json" --device cpu --json >"$work/out" 2>"$work/err"
+check "check suggests a batch size from what it measured" python3 -c '
+import json, sys
+measured = json.load(open(sys.argv[1]))["measured"]
+assert 1 <= measured["suggested_batch_size"] <= 16, measured' "$work/out"
+
 fails_with 0 "export for peft" "$program" export "${model[@]}" "${adapter[@]}" --format peft --output "$work/folder"
 check "peft's two files" test -s "$work/folder/adapter_config.json" -a -s "$work/folder/adapter_model.safetensors"
 fails_with 0 "inspect shows ranks" "$program" inspect "$work/folder/adapter_model.safetensors"

@@ -4,6 +4,7 @@
 
 #include "support/fixture_files.h"
 #include "support/resume_run.h"
+#include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
@@ -198,6 +199,18 @@ TEST(PeftRun, AverageIsValidatedAsTheModelItDescribes) {
     EXPECT_NEAR(lines[i].at("mel_loss").get<double>(), lines[i + 1].at("mel_loss").get<double>(), 1e-6);
   }
   EXPECT_NE(lines[0].at("mel_loss"), lines[2].at("mel_loss"));
+}
+
+TEST(PeftSettings, TextRowsWithoutATextTableThatTrainsAreWarnedOf) {
+  const TemporaryFolder folder;
+  const auto warned = [&](const char* name, const std::string& train) {
+    const Options options = adapted_run({"peft.method=dora", "trainable.text_rows=new_only",
+                                         "trainable.base_text_rows=160", concat("trainable.train=", train)});
+    EXPECT_EQ(train_here(options, folder.file(name), "auto", 1), ExitStatus::kOk);
+    return read_file(folder.file(concat(name, "/log.txt")), 1 << 20).find("has no effect") != std::string::npos;
+  };
+  EXPECT_TRUE(warned("frozen", "[]"));
+  EXPECT_FALSE(warned("training", R"(["wte","lm_head"])"));
 }
 
 TEST(PeftRefusals, AFullCheckpointWithAdaptersAndTheOtherWayRound) {
