@@ -101,6 +101,8 @@ config phase1
 check "one rank" run phase1 one
 check "two ranks" run_on 2 phase1 two
 check "two ranks take the same steps" same_run one two
+fails_with 78 "five micro-batches on two ranks" run_on 2 phase1 uneven --set train.grad_accumulation=5
+check "the nearest numbers are named" says "set it to 4 or 6"
 check "three ranks, moments sharded" run_on 3 phase1 three --set distributed.shard_optimizer=true
 check "three ranks take the same steps" same_run one three
 check "two ranks of modules" run_on 2 phase1 modules --set train.engine=modules
