@@ -8,6 +8,7 @@
 
 #include "bench.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/loader.h"
 #include "train_gpt_v2/data/packer.h"
@@ -18,6 +19,7 @@
 #include "train_gpt_v2/train/device.h"
 #include "train_gpt_v2/train/engine.h"
 #include "train_gpt_v2/train/memory.h"
+#include "train_gpt_v2/train/reporter.h"
 
 namespace train_gpt_v2::bench {
 namespace {
@@ -202,6 +204,45 @@ void bench_generation(const Settings& settings) {
   }
 }
 
+// What a run spends on being watched. Everything is on, and each step is the dearest there is: it draws the live line
+// and ends with a line in metrics.jsonl, log.txt and TensorBoard (log_interval 1), beside the two ticks a second.
+void bench_live_view(const Settings& settings) {
+  Rig rig(settings, "fp32", /*ema_on=*/false);
+  const std::string folder = path_join(settings.folder, "live");
+  make_directories(folder);
+  add_log_file(path_join(folder, "log.txt"));
+  Reporter reporter(folder, rig.options, rig.parameters, at::kCPU, /*step=*/0, /*goal_step=*/100'000);
+  const int calls = settings.quick ? 200 : 2000;
+  const auto mean_seconds = [&](const std::function<void()>& call) {  // of many: a flush now and then counts
+    return median_seconds(settings, 5,
+                          [&] {
+                            for (int i = 0; i < calls; ++i) call();
+                          }) /
+           calls;
+  };
+  const double drawn = mean_seconds([&] { reporter.progress().tick(); });
+  const double line = mean_seconds([&] {
+    ++rig.state.step;
+    rig.state.meters.steps = 1;
+    rig.state.meters.step_seconds = rig.state.meters.loss_sum = 1;
+    rig.state.meters.text_tokens = rig.state.meters.mel_tokens = rig.state.meters.positions = 1000;
+    rig.state.meters.padded_positions = 1100;
+    reporter.step_done(rig.state);
+    reporter.train_line(rig.state, nlohmann::ordered_json::object());
+  });
+  const Batch batch = make_batch(rig.options.model, draw_lengths(static_cast<std::size_t>(settings.batch), 5), 1);
+  const double step = median_seconds(settings, 3, [&] {
+    rig.forward_backward(batch, 1);
+    rig.update();
+  });
+  const auto share = [&](double seconds) { return (drawn + line) / seconds + 2 * drawn; };
+  emit("live view", concat("live line drawn (", console_is_terminal() ? "terminal" : "no terminal: not drawn", ")"),
+       drawn * kMega, "us");
+  emit("live view", "a step with its line in metrics.jsonl, log and TensorBoard", line * kMega, "us");
+  emit("live view", "share of the step above", share(step), "of the time", {{"limit", 0.01}});
+  emit("live view", "share of a step of 50 ms", share(0.05), "of the time", {{"limit", 0.01}});
+}
+
 // Samples per second of one thread at the released model's width, where a record is 170 KB.
 void bench_loader(const Settings& settings) {
   Settings wide = settings;
@@ -247,6 +288,7 @@ void bench_parts(const Settings& settings) {
   bench_loader(settings);
   bench_checkpoint(settings);
   bench_generation(settings);
+  bench_live_view(settings);
 }
 
 }  // namespace train_gpt_v2::bench
