@@ -124,7 +124,7 @@ fix_layout() { if setarch -R true 2>/dev/null; then plain_layout=(setarch -R); f
 step_asan() {
   fix_layout
   local layers=(core config io data) layer
-  [ "$short" = yes ] || layers+=(kernels model adapt train)  # LibTorch itself is not instrumented
+  [ "$short" = yes ] || layers+=(kernels model adapt train app)  # LibTorch itself is not instrumented
   build asan "${layers[@]/%/_test}" reliability_test fuzz_smoke || return
   export ASAN_OPTIONS=detect_leaks=1:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
   for layer in "${layers[@]}"; do gtest "build/asan/bin/${layer}_test" '*' "ASan, UBSan: unit tests of $layer"; done
@@ -140,17 +140,15 @@ step_tsan() {
   gtest build/tsan/bin/threads_test '-BatchLoader.*:Dataset.*:Manifest.*:CheckpointFaults.*' 'TSan: core (logger, signals, watchdog)'
 }
 step_tidy() {
-  command -v clang-tidy >/dev/null || { echo "reliability.sh: clang-tidy is not installed: apt-get install clang-tidy" >&2; return 75; }
-  build release train_gpt_v2 || return
-  local files=() found=0
-  mapfile -t files < <(find src -name '*.cc' | sort)
-  mkdir "$work/tidy"  # GCC's precompiled header is nothing that clang could read
-  sed 's/-Winvalid-pch -include [^ ]*cmake_pch.hxx//' build/release/compile_commands.json >"$work/tidy/compile_commands.json"
-  printf '%s\n' "${files[@]}" | xargs -P "$jobs" -I{} clang-tidy --quiet -p "$work/tidy" --extra-arg=-Wno-unknown-warning-option {} \
-    >"$work/tidy.log" 2>/dev/null || true
-  found=$(grep -c 'error: ' "$work/tidy.log" || true)
-  grep 'error: ' "$work/tidy.log" | sort -u | head -n 30 >&2 || true
-  printf 'FIGURE\tclang-tidy: files, warnings\t%s\t0\t%s\n' "${#files[@]}" "$found"
+  local tool log=$work/tidy.log status=0 found
+  for tool in clang-tidy clang++; do
+    command -v "$tool" >/dev/null || { echo "reliability.sh: $tool is not installed: apt-get install clang clang-tidy" >&2; return 75; }
+  done
+  { cmake --preset tidy && cmake --build --preset tidy -j "$jobs" -- -k 0; } >"$log" 2>&1 || status=$?
+  found=$(grep 'error: ' "$log" | sort -u | tee "$work/tidy.found" | wc -l || true)
+  head -n 30 "$work/tidy.found" >&2
+  if [ "$status" != 0 ] && [ "$found" = 0 ]; then tail -n 30 "$log" >&2; return 75; fi
+  printf 'FIGURE\tclang-tidy: files, warnings\t%s\t0\t%s\n' "$(find src -name '*.cc' | wc -l)" "$found"
 }
 step_soak() { build release train_gpt_v2 && script 'soak' bash tests/reliability/soak.sh "$(pick 20000 2000)"; }
 

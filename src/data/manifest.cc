@@ -4,6 +4,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <numeric>
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
@@ -76,16 +77,37 @@ struct RepeatedId {
   std::size_t at = 0, before = 0;  // numbers of the record and of the first with its id
 };
 
+// Hashes that stand there more than once from the record `first` on. They are spread over buckets before they are
+// sorted, so that the cost per record hardly grows with their number, and the threads share it.
+std::unordered_set<std::uint64_t> repeated_hashes(const PairIndex& index, std::size_t first) {
+  constexpr std::size_t kBuckets = 1024;
+  const auto bucket = [](std::uint64_t hash) { return hash >> 54; };
+  std::vector<std::size_t> end(kBuckets + 1);
+  for (std::size_t i = first; i < index.size(); ++i) ++end[bucket(index[i].id_hash) + 1];
+  std::partial_sum(end.begin(), end.end(), end.begin());
+  std::vector<std::uint64_t> hashes(index.size() - first);
+  std::vector<std::size_t> next(end.begin(), end.end() - 1);
+  for (std::size_t i = first; i < index.size(); ++i) hashes[next[bucket(index[i].id_hash)]++] = index[i].id_hash;
+
+  std::mutex mutex;
+  std::unordered_set<std::uint64_t> repeated;
+  in_parallel(kBuckets, 64, [&](std::size_t, std::size_t from, std::size_t to) {
+    for (std::size_t b = from; b < to; ++b) {
+      std::sort(hashes.begin() + static_cast<std::ptrdiff_t>(end[b]),
+                hashes.begin() + static_cast<std::ptrdiff_t>(end[b + 1]));
+      for (std::size_t i = end[b] + 1; i < end[b + 1]; ++i) {
+        if (hashes[i] != hashes[i - 1]) continue;
+        const std::lock_guard<std::mutex> guard(mutex);
+        repeated.insert(hashes[i]);
+      }
+    }
+  });
+  return repeated;
+}
+
 // The records from `first` on whose id stood before, in order.
 std::vector<RepeatedId> repeated_ids(const PairIndex& index, std::size_t first) {
-  std::vector<std::uint64_t> hashes;
-  hashes.reserve(index.size() - first);
-  for (std::size_t i = first; i < index.size(); ++i) hashes.push_back(index[i].id_hash);
-  std::sort(hashes.begin(), hashes.end());
-  std::unordered_set<std::uint64_t> suspects;
-  for (std::size_t i = 1; i < hashes.size(); ++i) {
-    if (hashes[i] == hashes[i - 1]) suspects.insert(hashes[i]);
-  }
+  const std::unordered_set<std::uint64_t> suspects = repeated_hashes(index, first);
   std::vector<RepeatedId> repeated;
   if (suspects.empty()) return repeated;
   // Equal hashes are nearly always equal ids, but only the ids themselves prove it.
