@@ -50,7 +50,7 @@ for target in "${targets[@]}"; do
   wanted=$runs
   [ "$target" != npy ] || wanted=$((runs * 10))
   log=build/fuzz/$target.log status=0
-  TGV2_FUZZ_TARGET=$target "$program" -runs="$wanted" -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
+  TGV2_FUZZ_TARGET=$target "$program" -runs="$wanted" -max_total_time="$seconds" -max_len=4096 -timeout=60 -rss_limit_mb=1024 \
     -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" \
     "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" >"$log" 2>&1 || status=$?
   done_runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")

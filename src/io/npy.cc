@@ -1,5 +1,6 @@
 #include "train_gpt_v2/io/npy.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
@@ -163,10 +164,11 @@ std::size_t parse_header(std::string_view file, std::uint64_t size, const std::s
   for (const std::int64_t n : tensor.shape) empty = empty || n == 0;
   for (std::size_t i = tensor.shape.size(); i-- > 0;) {
     tensor.strides[i] = elements;
-    overflow = overflow || __builtin_mul_overflow(elements, empty ? std::int64_t{1} : tensor.shape[i], &elements);
+    // As numpy counts: an extent of 0 does not make room for extents whose product nobody could hold.
+    overflow = overflow || __builtin_mul_overflow(elements, std::max<std::int64_t>(tensor.shape[i], 1), &elements);
   }
-  if (empty) elements = 0;
   overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::int64_t>(dtype_size(tensor.dtype)), &bytes);
+  if (empty) bytes = 0;
   const std::uint64_t present = size - prefix - length;
   if (overflow || static_cast<std::uint64_t>(bytes) != present) {
     throw Error("IO006", "the shape does not fit the size of the file")

@@ -80,6 +80,7 @@ TEST(Npy, RefusesForgedFilesAtOnce) {
   EXPECT_THAT(error_of(npy(start + "(1152921504606846976,), }")), HasSubstr("does not fit"));
   EXPECT_THAT(error_of(npy(start + "(4294967296, 4294967296), }")), HasSubstr("more than 2^63"));
   EXPECT_THAT(error_of(npy(start + "(9223372036854775807, 2, 0), }", "x")), HasSubstr("does not fit"));
+  EXPECT_THAT(error_of(npy(start + "(0, 22222222222222203, 2217), }")), HasSubstr("more than 2^63"));
   EXPECT_THAT(error_of(npy(start + "(99999999999999999999,), }")), HasSubstr("64 bits"));
   EXPECT_THAT(error_of(npy(start + "(-1,), }")), HasSubstr("non-negative"));
   std::string many = "(";
