@@ -7,6 +7,7 @@
 
 #include "train_gpt_v2/config/loader.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/doctor.h"
 #include "train_gpt_v2/train/device.h"
@@ -40,6 +41,7 @@ class Check {
       const bool data = check_data();
       if (!request_.data_only) check_run(tokenizer && data);
     }
+    if (stop_requested() != ExitStatus::kOk) return stop_requested();
     out << (request_.json ? json().dump(2) + "\n" : text());
     return status_;
   }

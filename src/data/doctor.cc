@@ -265,6 +265,7 @@ void Corpus::find_strange_speeds(Findings& findings) const {
   };
   const double median = middle(speeds);
   std::vector<double> distances;
+  distances.reserve(speeds.size());
   for (const double value : speeds) distances.push_back(std::abs(value - median));
   const double limit = std::max(6 * 1.4826 * middle(distances), std::log(3.0));
   for (const std::uint64_t target : targets) {

@@ -8,8 +8,7 @@
 namespace train_gpt_v2 {
 namespace {
 
-constexpr std::int64_t kColumnBlock = 64;        // one cache line of bf16 pairs, four of float
-constexpr std::int64_t kOptimizerBlock = 16384;  // elements of one optimizer or norm task
+constexpr std::int64_t kColumnBlock = 64;  // one cache line of bf16 pairs, four of float
 
 std::int64_t blocks(std::int64_t count, std::int64_t size) {
   return (count + size - 1) / size;

@@ -2,7 +2,7 @@
 # portable unit's roundings the same on every target, and the vector units say fma where they mean it. GCC 12 takes the
 # undefined operands inside its own AVX-512 headers for our mistakes (GCC bug 105593), hence the two -Wno.
 set(_kernel_flags -O3 -fno-math-errno -ffp-contract=off -fno-stack-protector -U_FORTIFY_SOURCE
-  -Wno-maybe-uninitialized -Wno-uninitialized)
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> -Wno-uninitialized)
 set_source_files_properties("${PROJECT_SOURCE_DIR}/src/kernels/isa_portable.cc" PROPERTIES COMPILE_OPTIONS "${_kernel_flags}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   target_compile_definitions(tgv2_kernels PRIVATE TGV2_X86_64=1)

@@ -9,6 +9,7 @@
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/io/torch_file.h"
 #include "train_gpt_v2/train/memory.h"
@@ -125,6 +126,7 @@ PreflightResult run_preflight(const PreflightParts& parts, const StageCallback& 
   stage("step");
   measure_steps(parts, result);
   stage("save and load");
+  install_signal_handlers();  // whoever stops the check from here on waits until its file is gone
   check_saving(parts, result);
   stage("disk");
   check_disk(parts, result);

@@ -107,6 +107,15 @@ kill -TERM "$pid"; ended 143
 ! compgen -G "$run/model_step*.tmp.*" >/dev/null || fail "a temporary file was left"
 "$program" inspect --verify "$run/latest.pt" >/dev/null || fail "latest.pt is not sound"
 
+# While `check` has its own checkpoint on the disk.
+"$program" check --config "$work/saving.json" --output-dir "$work/checked" --device cpu >"$work/check.txt" 2>&1 &
+pid=$!
+for _ in $(seq 30000); do compgen -G "$work/.train_gpt_v2_check.*" >/dev/null && break; done
+kill -TERM "$pid"
+status=0; wait "$pid" || status=$?
+[ "$status" = 143 ] || fail "check ended with $status, wanted 143: $(cat "$work/check.txt")"
+! compgen -G "$work/.train_gpt_v2_check.*" >/dev/null || fail "check left its file"
+
 run=$work/run
 start
 # A second trainer in the same run directory is kept out.
