@@ -52,6 +52,7 @@ void Session::find_checkpoint() {
     checkpoint_ = std::move(found);
   }
   if (!checkpoint_) return;
+  refuse_newer_format(checkpoint_->file.root, checkpoint_->path);
   kind_ = checkpoint_kind(checkpoint_->file.root);
   if (kind_ == CheckpointKind::kWeights) {
     throw Error("CKP002", "this file holds weights, not a training state")
@@ -271,6 +272,7 @@ void Session::build_model() {
 void Session::load_base_weights() {
   const std::string& path = options_.init.from;
   const LoadedFile file = read_tensor_file(path, /*verify=*/true);
+  refuse_newer_format(file.root, path);
   const LoadReport report = load_start_weights(*model_, file.root, path, options_, tokenizer_.get());
   rows_were_made_ = report.vocabulary && report.vocabulary->pieces > report.vocabulary->base_pieces;
   LoadOptions how;
