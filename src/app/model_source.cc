@@ -70,6 +70,7 @@ void load_plain(const ModelRequest& request, const Value& root, const std::strin
 ModelSource load_model(const ModelRequest& request) {
   const std::string path = absolute_path(request.checkpoint);
   const LoadedFile file = read_tensor_file(path, /*verify=*/true);
+  refuse_newer_format(file.root, path);
   ModelSource source;
   source.options = find_options(request, file.root);
   source.weights = choose_weights(request, file.root);

@@ -35,8 +35,9 @@ constexpr auto kCodes = std::to_array<ErrorCode>({
      "trainable.freeze leaves no parameter. Correct trainable.freeze and trainable.train."},
     {"CFG014", kConfig, "no training data is named",
      "data.train_manifests is empty. Name at least one manifest of pairs there."},
-    {"CFG015", kConfig, "the length of the schedule is not known",
-     "Give optimizer.total_steps, train.max_steps or train.epochs, or use the constant schedule."},
+    {"CFG015", kConfig, "the run would have no step",
+     "Its data make fewer micro-batches than train.grad_accumulation takes for one step, and an incomplete step is not "
+     "made. Lower train.grad_accumulation, or raise train.epochs."},
     {"CFG016", kConfig, "a choice is needed to continue a run of the Python trainer",
      "The Python trainer masks the gradient of the base text rows while weight decay still acts on them. Say with "
      "trainable.text_rows whether to go on like that (python_mask), to train all rows, or only the new ones."},

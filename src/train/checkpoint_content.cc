@@ -323,6 +323,17 @@ BatchCursor plain_position(const Value& root, const Options& options) {
 
 }  // namespace
 
+void refuse_newer_format(const Value& root, const std::string& path) {
+  const Value* ours = root.find("train_gpt_v2");
+  if (!ours) return;
+  const std::int64_t version = ours->at("format_version").as_int("train_gpt_v2.format_version");
+  if (version <= kCheckpointFormatVersion) return;
+  throw Error("CKP006",
+              concat("this checkpoint has format ", version, "; this program reads up to ", kCheckpointFormatVersion))
+      .where(path)
+      .fix("update train_gpt_v2");
+}
+
 RunFacts stored_facts(const Value& root) {
   RunFacts facts;
   facts.load_state(stored_json(root, "facts"));
@@ -335,12 +346,6 @@ const Value* stored_ewc(const Value& root) {
 }
 
 void restore_training_state(const Value& root, CheckpointParts& parts, bool groups_changed) {
-  const std::int64_t version = root.at("train_gpt_v2").at("format_version").as_int();
-  if (version > kCheckpointFormatVersion) {
-    throw Error("CKP006",
-                concat("this checkpoint has format ", version, "; this program reads up to ", kCheckpointFormatVersion))
-        .fix("update train_gpt_v2");
-  }
   nlohmann::json state = stored_json(root, "state");
   if (!state.contains("cursor")) {
     const BatchCursor place = plain_position(root, parts.options);

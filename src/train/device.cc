@@ -25,28 +25,33 @@
 namespace train_gpt_v2 {
 namespace {
 
-// Number of usable GPUs; a driver that is there but too old is an error, none at all is zero.
-int gpu_count() {
+GpuProbe probe_gpus() {
+  GpuProbe probe;
 #ifdef TGV2_CUDA_API
-  int count = 0;
-  const cudaError_t result = cudaGetDeviceCount(&count);
+  probe.runtime = CUDART_VERSION;
+  const cudaError_t result = cudaGetDeviceCount(&probe.count);
+  if (result != cudaSuccess) probe.count = 0;
   if (result == cudaErrorInsufficientDriver) {
-    int driver = 0;
-    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0) {
-      throw Error("GPU001", "the GPU driver is too old for this build")
-          .detail(concat("driver supports CUDA ", driver / 1000, ".", driver % 1000 / 10, ", this build needs CUDA ",
-                         CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10))
-          .fix("update the driver, or run with --device cpu");
-    }
-    return 0;
+    probe.insufficient = true;
+    if (cudaDriverGetVersion(&probe.driver) != cudaSuccess) probe.driver = 0;
   }
-  return result == cudaSuccess ? count : 0;
-#else
-  return 0;
 #endif
+  return probe;
+}
+
+std::string version_text(int version) {
+  return concat(version / 1000, ".", version % 1000 / 10);
 }
 
 }  // namespace
+
+int usable_gpus(const GpuProbe& probe) {
+  if (!probe.insufficient || probe.driver == 0) return probe.count;
+  throw Error("GPU001", "the GPU driver is too old for this build")
+      .detail(concat("driver supports CUDA ", version_text(probe.driver), ", this build needs CUDA ",
+                     version_text(probe.runtime)))
+      .fix("update the driver, or run with --device cpu");
+}
 
 at::Device choose_device(const std::string& name, int local_rank) {
   if (name == "cpu") return at::kCPU;
@@ -59,7 +64,7 @@ at::Device choose_device(const std::string& name, int local_rank) {
       throw Error("ARG001", concat("--device does not know \"", name, "\"")).fix("use auto, cpu, cuda or cuda:N");
     }
   }
-  const int count = gpu_count();
+  const int count = usable_gpus(probe_gpus());
   if (automatic && count == 0) return at::kCPU;
   if ((automatic || name == "cuda") && count > 1) index = local_rank;  // Slurm may show each task its own GPU alone
   if (index >= count) {

@@ -39,7 +39,11 @@ std::pair<at::Tensor, at::Tensor> conditioning_of(const SampleCase& one, const U
   }
   const FeatureBatch speaker = features_of(voice.speaker_features, model);
   const FeatureBatch emotion = voice.emotion_features.empty() ? speaker : features_of(voice.emotion_features, model);
-  return {model.get_conditioning(speaker)[0], model.merge_emovec(speaker, emotion, one.emotion_alpha)[0]};
+  try {
+    return {model.get_conditioning(speaker)[0], model.merge_emovec(speaker, emotion, one.emotion_alpha)[0]};
+  } catch (const Error& failure) {
+    throw Error(failure).at(concat("case ", one.id));  // the model does not know whose features they are
+  }
 }
 
 void write_alignment(UnifiedVoice& model, const Utterance& utterance, const std::string& path, SampleRecord& record) {

@@ -52,6 +52,7 @@ void Session::find_checkpoint() {
     checkpoint_ = std::move(found);
   }
   if (!checkpoint_) return;
+  refuse_newer_format(checkpoint_->file.root, checkpoint_->path);
   kind_ = checkpoint_kind(checkpoint_->file.root);
   if (kind_ == CheckpointKind::kWeights) {
     throw Error("CKP002", "this file holds weights, not a training state")
@@ -214,16 +215,19 @@ void Session::plan_steps() {
     batches_per_epoch_ = static_cast<std::int64_t>(sampler_->plan(0).size());
     if (train.epochs) by_data = *train.epochs * batches_per_epoch_ / train.grad_accumulation;
   }
+  if (by_data && *by_data == 0) {
+    const std::int64_t batches = order_ ? batches_per_epoch_ : *train.epochs * batches_per_epoch_;
+    throw Error("CFG015",
+                concat("the run would have no step: its data make ", batches, " micro-batches, and one step takes ",
+                       train.grad_accumulation, " (train.grad_accumulation)"))
+        .fix(concat("lower train.grad_accumulation, or ",
+                    order_ ? "name a longer data.order_file" : "raise train.epochs"));
+  }
   // An order file ends by itself; counting its lines again after a resume from elsewhere would end too early.
   if (!order_ && by_data) goal_step_ = *by_data;
   if (train.max_steps) goal_step_ = std::min(goal_step_, *train.max_steps);
   facts_.total_steps = options_.optimizer.total_steps.value_or(train.max_steps.value_or(by_data.value_or(0)));
-  if (facts_.total_steps <= 0 && options_.optimizer.schedule != "constant") {
-    throw Error("CFG015",
-                "the length of the schedule is not known: no optimizer.total_steps, train.max_steps or train.epochs")
-        .fix("set optimizer.total_steps, or optimizer.schedule \"constant\"");
-  }
-  if (options_.optimizer.warmup_steps > facts_.total_steps && facts_.total_steps > 0) {
+  if (options_.optimizer.warmup_steps > facts_.total_steps) {
     log_warning("config", "optimizer.warmup_steps (", options_.optimizer.warmup_steps,
                 ") is longer than the whole schedule (", facts_.total_steps,
                 " steps): the full learning rate is never reached");
@@ -271,6 +275,7 @@ void Session::build_model() {
 void Session::load_base_weights() {
   const std::string& path = options_.init.from;
   const LoadedFile file = read_tensor_file(path, /*verify=*/true);
+  refuse_newer_format(file.root, path);
   const LoadReport report = load_start_weights(*model_, file.root, path, options_, tokenizer_.get());
   rows_were_made_ = report.vocabulary && report.vocabulary->pieces > report.vocabulary->base_pieces;
   LoadOptions how;

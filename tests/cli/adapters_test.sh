@@ -30,6 +30,10 @@ import json, sys
 measured = json.load(open(sys.argv[1]))["measured"]
 assert 1 <= measured["suggested_batch_size"] <= 16, measured' "$work/out"
 
+fails_with 78 "check without a manifest" "$program" check --config "$work/check.json" --device cpu --set "data.train_manifests=[]"
+check "it says so" says "error[CFG014]: data.train_manifests is empty: there is nothing to look at"
+check "and what to name" says 'fix: name at least one pair manifest, e.g. "train_manifests": ["train_pairs.jsonl::am"]'
+
 fails_with 0 "export for peft" "$program" export "${model[@]}" "${adapter[@]}" --format peft --output "$work/folder"
 check "peft's two files" test -s "$work/folder/adapter_config.json" -a -s "$work/folder/adapter_model.safetensors"
 fails_with 0 "inspect shows ranks" "$program" inspect "$work/folder/adapter_model.safetensors"

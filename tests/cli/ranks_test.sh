@@ -102,7 +102,13 @@ check "one rank" run phase1 one
 check "two ranks" run_on 2 phase1 two
 check "two ranks take the same steps" same_run one two
 fails_with 78 "five micro-batches on two ranks" run_on 2 phase1 uneven --set train.grad_accumulation=5
+check "the code and the numbers" says "error[NET004]: train.grad_accumulation (5) is no multiple of the 2 ranks"
+check "what it counts" says "it counts micro-batches over all ranks"
 check "the nearest numbers are named" says "set it to 4 or 6"
+fails_with 78 "an effective batch that two ranks cannot share" run_on 2 phase1 uneven \
+  --set train.batch_size=auto --set train.grad_accumulation=1 --set train.effective_batch=7
+check "the code and the numbers" says "error[NET004]: train.effective_batch (7) is no multiple of the 2 ranks"
+check "what would do" says "fix: choose a multiple"
 check "three ranks, moments sharded" run_on 3 phase1 three --set distributed.shard_optimizer=true
 check "three ranks take the same steps" same_run one three
 check "two ranks of modules" run_on 2 phase1 modules --set train.engine=modules

@@ -72,6 +72,10 @@ class SnapshotMaker {
 enum class CheckpointKind { kOurs, kPython, kWeights };
 CheckpointKind checkpoint_kind(const Value& root);
 
+// CKP006 for a checkpoint of ours with a newer format. Comes first: its configuration may have keys that nobody here
+// knows.
+void refuse_newer_format(const Value& root, const std::string& path);
+
 // The stored configuration of one of our checkpoints, "" for others.
 std::string stored_config(const Value& root);
 RunFacts stored_facts(const Value& root);

@@ -18,6 +18,16 @@ namespace train_gpt_v2 {
 // "auto" and "cuda" mean the GPU of this local rank, where a process sees more than one.
 at::Device choose_device(const std::string& name, int local_rank = 0);
 
+// What CUDA says about this machine; all zero in a build without it. Versions as CUDA writes them: 12080 is 12.8.
+struct GpuProbe {
+  int count = 0;
+  bool insufficient = false;  // no driver (version 0), or one that cannot serve this build
+  int driver = 0, runtime = 0;
+};
+
+// Number of usable GPUs. A driver that is there but too old is an error (GPU001), none at all means none.
+int usable_gpus(const GpuProbe& probe);
+
 // "NVIDIA A100 80GB (79.2 GiB)", "CPU (AVX512, 2 threads)".
 std::string describe_device(at::Device device);
 

@@ -7,7 +7,9 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <gmock/gmock.h>
 
+#include "support/error_of.h"
 #include "support/golden_peft.h"
 #include "train_gpt_v2/core/error.h"
 
@@ -299,8 +301,23 @@ TEST(Adapter, RefusesWhatDoesNotFit) {
   EXPECT_THROW(adapter.set(at::randn({2, 4}), at::randn({3, 1}), {}, at::randn({3})), Error);
   EXPECT_THROW(adapter.set(at::randn({2, 4}), at::randn({3, 2}), {}, at::randn({4})), Error);
   EXPECT_THROW(parse_adapter_kind("pissa"), Error);
-  adapter.set(at::randn({2, 4}), at::randn({3, 2}), {}, at::randn({3}) * INFINITY);
-  EXPECT_THROW(adapter.merged(), Error);
+}
+
+TEST(Adapter, NonFiniteWeightsAreNeverMerged) {
+  Adapter adapter({.module = "gpt.h.1.mlp.c_fc", .kind = AdapterKind::kDora, .rank = 2}, at::randn({4, 3}));
+  const at::Tensor a = at::randn({2, 4}), b = at::randn({3, 2}), magnitude = at::ones({3});
+  adapter.set(a, b, {}, magnitude);
+  EXPECT_NO_THROW(adapter.merged());
+  for (const double spoilt : {INFINITY, NAN}) {
+    at::Tensor bad = magnitude.clone();
+    bad[1] = spoilt;
+    adapter.set(a, b, {}, bad);
+    const Error error = testing::error_of([&] { adapter.merged(); });
+    EXPECT_EQ(error.code(), "NUM010");
+    EXPECT_EQ(error.status(), ExitStatus::kDiverged);
+    EXPECT_THAT(error.message(), ::testing::HasSubstr("the merged weight of gpt.h.1.mlp.c_fc holds non-finite"));
+    EXPECT_THAT(error.hint(), ::testing::HasSubstr("an earlier checkpoint"));
+  }
 }
 
 TEST(Adapter, KeepsAdaptersInFullPrecisionOnAHalfBase) {

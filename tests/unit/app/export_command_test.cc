@@ -1,7 +1,7 @@
 #include "train_gpt_v2/app/export_command.h"
 
+#include "support/error_of.h"
 #include "support/test_files.h"
-#include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/io/torch_file.h"
 
 namespace train_gpt_v2 {
@@ -57,12 +57,12 @@ TEST(Export, EmaWeightsMustBeThere) {
   const TemporaryFolder folder;
   ExportRequest request{fixture_model(), folder.file("ema.pth"), "gpt.pth", ""};
   request.model.weights = "ema";
-  try {
-    run_export(request);
-    FAIL() << "accepted";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.status(), ExitStatus::kMissingInput) << error.report();
-  }
+  const Error error = testing::error_of([&] { run_export(request); });
+  EXPECT_EQ(error.code(), "CKP014");
+  EXPECT_EQ(error.status(), ExitStatus::kMissingInput);
+  EXPECT_EQ(error.message(), "this checkpoint holds no EMA weights");
+  EXPECT_EQ(error.place(), request.model.checkpoint);
+  EXPECT_EQ(error.hint(), "use --weights raw");
 }
 
 }  // namespace

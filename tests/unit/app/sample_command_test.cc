@@ -9,10 +9,12 @@
 #include <set>
 #include <sstream>
 
+#include "support/error_of.h"
 #include "support/test_files.h"
 #include "train_gpt_v2/app/vocoder.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/signals.h"
+#include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/io/npy.h"
 #include "train_gpt_v2/train/sampling.h"
 
@@ -181,11 +183,44 @@ TEST_F(SampleCommand, CasesFilesAreNotTrusted) {
   }
 }
 
+TEST_F(SampleCommand, FeaturesThatTheEncoderCannotHoldAreNamed) {
+  const auto features = [this](std::int64_t frames) {
+    const std::string path = folder_.file("features.npy");
+    write_npy(path, Tensor::zeros(DType::kFloat16, {frames, 1024}));
+    return path;
+  };
+  for (const std::int64_t frames : {2, 10'001}) {
+    for (const char* field : {"speaker_features_path", "emotion_features_path"}) {
+      SCOPED_TRACE(frames);
+      Json one = recorded_case(0);
+      one[field] = features(frames);
+      const Error error = testing::error_of([&] { run(one.dump()); });
+      EXPECT_EQ(error.code(), "DAT041");
+      EXPECT_EQ(error.status(), ExitStatus::kBadData);
+      EXPECT_EQ(error.message(), concat("speech features of ", frames, " frames cannot be used for conditioning"));
+      EXPECT_EQ(error.place(), "case case0");
+      EXPECT_EQ(error.details(), std::vector<std::string>{"allowed: 3 to 10000 frames of 20 ms"});
+      EXPECT_EQ(error.hint(), "cut the prompt utterance, or leave the sample out");
+    }
+  }
+}
+
 TEST_F(SampleCommand, CommandsAreSplitWithoutAShell) {
   EXPECT_EQ(split_command(R"(a  'b c' "d\"e" f\ g {codes} {out})"),
             (std::vector<std::string>{"a", "b c", "d\"e", "f g", "{codes}", "{out}"}));
-  for (const char* bad : {" ", "a {codes}", "a {out}", "a '{codes} {out}", "'' {codes} {out}"}) {
-    EXPECT_THROW(split_command(bad), Error) << bad;
+  const std::map<std::string, std::string> refused{{" ", "names no program"},
+                                                   {"'' {codes} {out}", "names no program"},
+                                                   {"a {codes}", "does not hold {out}"},
+                                                   {"a {out}", "does not hold {codes}"},
+                                                   {"a '{codes} {out}", "has an open quote"}};
+  for (const auto& [command, reason] : refused) {
+    SCOPED_TRACE(command);
+    const Error error = testing::error_of([&] { make_vocoder(command, {}); });
+    EXPECT_EQ(error.code(), "CFG022");
+    EXPECT_EQ(error.status(), ExitStatus::kConfig);
+    EXPECT_EQ(error.message(), "the vocoder command " + reason);
+    EXPECT_EQ(error.details(), std::vector{command});
+    EXPECT_EQ(error.hint(), "e.g. \"my_vocoder {codes} {out}\"");
   }
 }
 

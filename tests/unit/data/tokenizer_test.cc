@@ -4,11 +4,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include "support/error_of.h"
 #include "support/test_files.h"
-#include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/hash.h"
 #include "train_gpt_v2/core/random.h"
+#include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/normalizer.h"
 
 namespace train_gpt_v2 {
@@ -82,7 +83,26 @@ TEST(Tokenizer, ExtensionKeepsEveryBasePiece) {
   const Tokenizer base(data_path("fixtures/tokenizer/base.model")),
       extended(data_path("fixtures/tokenizer/extended.model"));
   check_extension(extended, base);
-  EXPECT_THROW(check_extension(base, extended), Error);  // fewer pieces
+  const Error error = testing::error_of([&] { check_extension(base, extended); });
+  EXPECT_EQ(error.code(), "TOK004");
+  EXPECT_EQ(error.status(), ExitStatus::kConfig);
+  EXPECT_EQ(error.message(),
+            concat("data.tokenizer has ", base.size(), " pieces, data.base_tokenizer ", extended.size()));
+  EXPECT_EQ(error.place(), base.path());
+  EXPECT_THAT(error.hint(), ::testing::HasSubstr("the one it extends under data.base_tokenizer"));
+}
+
+TEST(Tokenizer, AnExtensionMovesNoPiece) {
+  const testing::TemporaryFolder folder;
+  const Tokenizer base(folder.write("base.model", base_model() + piece("one") + piece("two") + piece("three"))),
+      moved(folder.write("moved.model", base_model() + piece("one") + piece("three") + piece("two") + piece("four")));
+  const Error error = testing::error_of([&] { check_extension(moved, base); });
+  EXPECT_EQ(error.code(), "TOK004");
+  EXPECT_EQ(error.message(), concat("2 of the base tokenizer's ", base.size(), " pieces have another id"));
+  EXPECT_EQ(error.place(), moved.path());
+  EXPECT_EQ(error.details(),
+            std::vector{concat("first: id ", base.size() - 2, " is \"two\" there and \"three\" here")});
+  EXPECT_THAT(error.hint(), ::testing::HasSubstr("appending pieces"));
 }
 
 TEST(Tokenizer, RefusesWhatIsNoModel) {

@@ -8,8 +8,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "support/error_of.h"
 #include "support/test_files.h"
-#include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/random.h"
 #include "train_gpt_v2/data/tokenizer.h"
@@ -171,6 +171,28 @@ TEST_F(VocabularyExtension, RefusesModelsThatAreNone) {
   // trainer_spec.model_type 1 behind the other fields makes it a unigram model.
   asked.base = folder_.write("unigram.model", whole + std::string("\x12\x02\x18\x01"));
   EXPECT_EQ(code_of(asked), "TOK010");
+}
+
+// A base without a piece for the beginning of a word, which no merge of these few words makes good.
+TEST_F(VocabularyExtension, WordsThatKeepAnUnknownPieceAreNamed) {
+  const std::string word_start = "\x0A\x03\xE2\x96\x81";
+  std::string base = read_file(kBase, 1 << 24);
+  ASSERT_NE(base.find(word_start), std::string::npos);
+  base.replace(base.find(word_start), word_start.size(), "\x0A\x03☃");
+  ExtensionRequest asked = request(200);
+  asked.base = folder_.write("no_word_start.model", base);
+  asked.texts = {folder_.write("a.txt", "ሰላም ለሁላችሁ\nሰላም\n")};
+  const std::string need = "the characters alone need ";
+  const std::string small = testing::error_of([&] { extend_vocabulary(asked); }).message();
+  ASSERT_THAT(small, ::testing::StartsWith(need));
+  asked.size = std::stoll(small.substr(need.size()));
+  const Error error = testing::error_of([&] { extend_vocabulary(asked); });
+  EXPECT_EQ(error.code(), "TOK013") << error.report();
+  EXPECT_EQ(error.status(), ExitStatus::kBadData);
+  EXPECT_EQ(error.message(), "2 words would still hold an unknown piece");
+  EXPECT_THAT(error.details(), ::testing::UnorderedElementsAre("ሰላም", "ለሁላችሁ"));
+  EXPECT_EQ(error.hint(), "clean these words from the texts");
+  EXPECT_FALSE(file_exists(asked.output));
 }
 
 // A corpus of characters that nobody planned for: every one gets a piece, and they are named.

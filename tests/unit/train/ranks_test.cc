@@ -10,12 +10,16 @@
 #include <map>
 
 #include "support/rank_processes.h"
+#include "support/test_files.h"
+#include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/train/gradient_sync.h"
 
 namespace train_gpt_v2 {
 namespace {
 
+using ::testing::HasSubstr;
 using testing::run_ranks;
 
 VariableLookup variables(std::map<std::string, std::string> values) {
@@ -147,16 +151,30 @@ TEST(Ranks, AFailureOfTheFirstRankReachesTheOthers) {
   EXPECT_THAT(statuses, ::testing::Each(80));
 }
 
+// Rank 0 holds the store: without it the watch ends the others, else the broken sum is what they see.
 TEST(Ranks, AKilledRankEndsTheOthersForAnotherTry) {
   for (const int victim : {0, 1}) {
-    const auto statuses = run_ranks(2, [victim](Ranks& ranks) -> int {
+    const testing::TemporaryFolder folder;
+    const auto statuses = run_ranks(2, [&](Ranks& ranks) -> int {
       if (ranks.rank() == victim) ::raise(SIGKILL);
+      add_log_file(folder.file("log.txt"));
       std::vector<double> never{0};
-      ranks.sum(never);
+      try {
+        ranks.sum(never);
+      } catch (const Error& error) {
+        log_raw(error.report());
+        throw;
+      }
       return 0;
     });
     EXPECT_EQ(statuses[static_cast<std::size_t>(victim)], 128 + SIGKILL);
     EXPECT_EQ(statuses[static_cast<std::size_t>(1 - victim)], 75);
+    const std::string log = read_file(folder.file("log.txt"), 1 << 20);
+    EXPECT_THAT(log, HasSubstr(concat("error[NET002]: contact with the other ranks is lost\n  --> rank ", 1 - victim)));
+    EXPECT_THAT(log,
+                HasSubstr(victim == 0 ? "the store of rank 0 cannot be reached any more\n  fix: start all ranks again"
+                                      : "the log of the other ranks says why; start all of them again"));
+    EXPECT_THAT(log, HasSubstr("the run continues from its newest checkpoint"));
   }
 }
 

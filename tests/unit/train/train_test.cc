@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "support/error_of.h"
 #include "support/test_files.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
@@ -23,6 +24,9 @@
 namespace train_gpt_v2 {
 namespace {
 
+using ::testing::AllOf;
+using testing::error_of;
+using ::testing::HasSubstr;
 using testing::TemporaryFolder;
 
 nlohmann::json golden() {
@@ -110,12 +114,17 @@ TEST(GradScaler, FollowsTheReferenceTrace) {
 }
 
 TEST(GradScaler, GivesUpWithADiagnosis) {
-  GradScaler scaler(65536, 3);
-  EXPECT_THROW(
-      {
-        for (int i = 0; i < 30; ++i) scaler.update(false);
-      },
-      Error);
+  const auto given_up = [](GradScaler& scaler, int after) {
+    for (int i = 1; i < after; ++i) EXPECT_NO_THROW(scaler.update(false)) << i;
+    const Error error = error_of([&] { scaler.update(false); });
+    EXPECT_EQ(error.code(), "NUM002");
+    EXPECT_EQ(error.status(), ExitStatus::kDiverged);
+    EXPECT_THAT(error.hint(), AllOf(HasSubstr("train.precision \"bf16\""), HasSubstr("optimizer.learning_rate")));
+    return error.message();
+  };
+  GradScaler scaler(65536, 3), small(0x1p-8, 3);
+  EXPECT_EQ(given_up(scaler, 20), "fp16 gradients stay non-finite: 20 steps in a row, loss scale 0.0625");
+  EXPECT_THAT(given_up(small, 3), HasSubstr("3 steps in a row, loss scale 0.00048"));  // below 2^-10
 }
 
 TEST(Ema, DecayFollowsTheWarmUpCurve) {
@@ -270,6 +279,31 @@ TEST(Groups, LayerDecayMatchesTheSpecification) {
   EXPECT_NEAR(rate.at("default.h.11"), 0.95e-4, 1e-15);                   // top block
   EXPECT_NEAR(rate.at("default.h.0"), std::pow(0.95, 12) * 1e-4, 1e-15);  // bottom of twelve: 0.54
   EXPECT_NEAR(rate.at("default"), 1e-4, 1e-15);                           // embeddings and heads are exempt
+}
+
+TEST(Groups, ATensorThatGetsNoGradientCannotTrain) {
+  Options options = tiny_options();
+  options.trainable.train = {"perceiver_encoder.norm.gamma"};
+  const auto model = tiny_model(options);
+  const Error error = error_of([&] { build_parameter_set(*model, options, 1); });
+  EXPECT_EQ(error.code(), "CFG011");
+  EXPECT_EQ(error.status(), ExitStatus::kConfig);
+  EXPECT_THAT(error.message(), HasSubstr("trainable.train names perceiver_encoder.norm.gamma, which gets no gradient"));
+  EXPECT_THAT(error.report(), HasSubstr("model.conditioning is \"precomputed\""));
+  EXPECT_THAT(error.hint(), HasSubstr("set model.conditioning to \"online\""));
+  options.model.conditioning = "online";  // as the error says
+  EXPECT_NO_THROW(build_parameter_set(*model, options, 1));
+}
+
+TEST(Groups, SomethingMustTrain) {
+  Options options = tiny_options();
+  options.trainable.freeze = {"**"};
+  const auto model = tiny_model(options);
+  const Error error = error_of([&] { build_parameter_set(*model, options, 1); });
+  EXPECT_EQ(error.code(), "CFG013");
+  EXPECT_EQ(error.status(), ExitStatus::kConfig);
+  EXPECT_THAT(error.message(), HasSubstr("every parameter is frozen"));
+  EXPECT_THAT(error.hint(), HasSubstr("trainable.freeze and trainable.train"));
 }
 
 TEST(Groups, EveryTensorIsInExactlyOne) {
