@@ -22,7 +22,7 @@ ModelInputs inputs_of(const UnifiedVoice& model, const Utterance& utterance) {
   batch.text_begin = {0, static_cast<std::int64_t>(utterance.text.size())};
   batch.codes = utterance.codes;
   batch.code_begin = {0, static_cast<std::int64_t>(utterance.codes.size())};
-  const auto options = model.options();
+  const ModelOptions& options = model.options();
   batch.condition.assign(static_cast<std::size_t>(options.condition_num_latent * options.model_dim), 0.0f);
   batch.emo_vec.assign(static_cast<std::size_t>(options.model_dim), 0.0f);
   ModelInputs inputs = assemble_inputs(batch, options, BatchLayout::kPacked, model.device(), model.dtype());
