@@ -158,6 +158,7 @@ void FusedGpt::Impl::reserve(std::int64_t tokens) {
   if (tokens <= capacity) return;
   tokens = whole_steps(std::max(tokens, static_cast<std::int64_t>(static_cast<double>(capacity) * fused.growth)));
   std::vector<FusedActivations*> kept;
+  kept.reserve(blocks.size());
   for (FusedBlock& block : blocks) kept.push_back(&block);
   kernels->release(arena, arena_size);
   arena = nullptr;
@@ -270,6 +271,7 @@ FusedGpt::~FusedGpt() = default;
 std::int64_t FusedGpt::arena_bytes(const ModelOptions& options, const FusedOptions& fused, std::int64_t tokens) {
   std::vector<FusedActivations> blocks(static_cast<std::size_t>(options.layers));
   std::vector<FusedActivations*> kept;
+  kept.reserve(blocks.size());
   for (FusedActivations& block : blocks) kept.push_back(&block);
   const Num type = fused.bf16 ? Num::kBf16 : Num::kFloat;
   return static_cast<std::int64_t>(
