@@ -201,6 +201,7 @@ std::vector<SearchResult> generate(const UnifiedVoice& model, const std::vector<
   const std::int64_t limit = code_limit(sizes, options);
   TGV2_CHECK(!cases.empty() && limit >= 1 && options.num_beams >= 1);
   std::vector<std::unique_ptr<Search>> searches;
+  searches.reserve(cases.size());
   for (const GenerationCase& one : cases) {
     // The reference's id row holds ones in place of the prefix, then the start code.
     searches.push_back(make_search({options, sizes.stop_mel_token, limit, {1, sizes.start_mel_token}, one.stream}));
@@ -228,6 +229,7 @@ std::vector<SearchResult> generate(const UnifiedVoice& model, const std::vector<
     decoder.step(source, codes);
   }
   std::vector<SearchResult> results;
+  results.reserve(searches.size());
   for (const auto& search : searches) results.push_back(search->result());
   return results;
 }

@@ -59,7 +59,8 @@ bool contains(std::string_view name, std::string_view part) {
 
 // Kaiming-uniform with a = sqrt(5): bound 1/sqrt(fan_in) for weight and bias alike.
 double fan_in(const at::Tensor& weight) {
-  return static_cast<double>(weight.numel() / weight.size(0));
+  const std::int64_t inputs = weight.numel() / weight.size(0);
+  return static_cast<double>(inputs);
 }
 
 void fill_parameter(const std::string& name, at::Tensor tensor, std::int64_t layers, double bias_fan_in,

@@ -50,6 +50,7 @@ void Ema::update() {
   torch::NoGradGuard no_grad;
   const double weight = 1.0 - decay_at(updates_);
   std::vector<torch::Tensor> values;
+  values.reserve(shadows_.size());
   for (std::size_t i = 0; i < shadows_.size(); ++i) {
     values.push_back(parameters_.tensors[i].value.detach().to(shadows_[i].device(), torch::kFloat32));
   }

@@ -105,6 +105,7 @@ std::vector<double> AdamW::squares() {
     return result;
   }
   std::vector<torch::Tensor> on_device;
+  on_device.reserve(parameters_.tensors.size());
   for (const TrainableTensor& tensor : parameters_.tensors) on_device.push_back(sum_of_squares(tensor.grad));
   const torch::Tensor on_host = at::stack(on_device).cpu();  // the one synchronisation of a step
   for (std::size_t i = 0; i < on_device.size(); ++i) {
@@ -136,6 +137,7 @@ ClipResult AdamW::unscale_and_clip(double grad_scale, double max_norm, bool per_
       continue;
     }
     std::vector<torch::Tensor> grads;
+    grads.reserve(parameters_.groups[g].members.size());
     for (const int member : parameters_.groups[g].members) {
       grads.push_back(parameters_.tensors[static_cast<std::size_t>(member)].grad);
     }
@@ -179,6 +181,7 @@ void AdamW::step(double factor, const JoinedAverages& averages) {
   }
   if (!shards_) return;
   std::vector<torch::Tensor> values;
+  values.reserve(parameters_.tensors.size());
   for (const TrainableTensor& tensor : parameters_.tensors) values.push_back(tensor.value);
   shards_->exchange(values);
 }

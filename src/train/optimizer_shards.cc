@@ -45,6 +45,7 @@ void OptimizerShards::exchange(const std::vector<torch::Tensor>& tensors) const 
     const auto send = [&] {
       if (parts.empty()) return;
       std::vector<torch::Tensor> flat;
+      flat.reserve(parts.size());
       for (const torch::Tensor& part : parts) flat.push_back(part.reshape({-1}));
       const torch::Tensor all = owner == ranks_.rank() ? at::cat(flat) : at::empty({numbers}, parts[0].options());
       ranks_.broadcast(all, owner);

@@ -53,8 +53,10 @@ void form_groups(ParameterSet& set, const Options& options, std::int64_t effecti
   const OptimizerOptions& optimizer = options.optimizer;
   const double scaling = batch_scaling(optimizer, effective_batch);
   std::vector<PatternGroup> patterns;
+  patterns.reserve(optimizer.groups.size());
   for (const ParameterGroupOptions& group : optimizer.groups) patterns.push_back({group.name, group.match});
   std::vector<std::string> names;
+  names.reserve(set.tensors.size());
   for (const TrainableTensor& tensor : set.tensors) names.push_back(tensor.name);
   const std::vector<int> assigned = assign_groups(patterns, names, "optimizer.groups");
   std::map<std::tuple<int, std::int64_t, bool>, int> index;
@@ -185,6 +187,7 @@ ParameterSet build_parameter_set(UnifiedVoice& model, const Options& options, st
 std::string bit_fingerprint(const ParameterSet& parameters) {
   const torch::NoGradGuard no_grad;
   std::vector<torch::Tensor> sums;
+  sums.reserve(parameters.tensors.size());
   for (const TrainableTensor& tensor : parameters.tensors) {
     sums.push_back(tensor.value.detach().contiguous().view(torch::kInt32).sum(torch::kInt64));
   }

@@ -46,6 +46,7 @@ void measure_steps(const PreflightParts& parts, PreflightResult& result) {
   std::vector<std::size_t> order(parts.plan.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::vector<std::int64_t> positions;
+  positions.reserve(parts.plan.size());
   for (std::size_t i = 0; i < parts.plan.size(); ++i)
     positions.push_back(positions_of(parts.train, parts.plan.batch(i)));
   std::stable_sort(order.begin(), order.end(),

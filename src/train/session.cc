@@ -312,6 +312,7 @@ void Session::build_training() {
   check_new_rows();
   if (options_.distributed.shard_optimizer && !ranks_.single()) {
     std::vector<torch::Tensor> values;
+    values.reserve(parameters_.tensors.size());
     for (const TrainableTensor& tensor : parameters_.tensors) values.push_back(tensor.value);
     shards_ = std::make_unique<OptimizerShards>(ranks_, values);
   }
@@ -359,6 +360,7 @@ void Session::check_ranks() {
 // Gradients are summed while backward goes on, unless adapters or EWC add to them afterwards.
 void Session::make_sync() {
   std::vector<std::int64_t> stages;
+  stages.reserve(parameters_.tensors.size());
   for (const TrainableTensor& tensor : parameters_.tensors) {
     stages.push_back(gradient_stage(options_.model, tensor.name));
   }

@@ -121,6 +121,7 @@ void TrainingSampler::write_sheet(std::int64_t step, const std::string& folder) 
     return;
   }
   std::vector<ListeningNote> notes;
+  notes.reserve(cases_.size());
   for (const SampleCase& one : cases_) notes.push_back({one.id, one.text, one.category, "", {}});
   write_file_atomically(path, empty_listening_sheet(step, notes));
 }
