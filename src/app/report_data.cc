@@ -311,6 +311,7 @@ std::vector<ReportValidation> validation_results(const ReportRun& run) {
     }
   }
   std::vector<ReportValidation> results;
+  results.reserve(best.size());
   for (const auto& [step, result] : best) results.push_back(result);
   return results;
 }

@@ -68,6 +68,7 @@ struct Launch {
 
 void run_command(const std::vector<std::string>& words, const std::function<bool()>& stop) {
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
   const Launch launch;

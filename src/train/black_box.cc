@@ -60,7 +60,7 @@ std::string write_black_box(const std::string& run_directory, const BlackBoxEntr
     root.set("loss_z", entry.verdict.loss_z);
     root.set("norm_z", entry.verdict.norm_z);
     root.set("micro_batches", std::move(batches));
-    const std::string path =
+    std::string path =
         path_join(folder, concat("window_", entry.window, entry.rank < 0 ? "" : concat("_rank", entry.rank), ".pth"));
     write_torch_file(path, root);
     return path;

@@ -70,7 +70,7 @@ void OptimizerShards::exchange(const std::vector<torch::Tensor>& tensors) const 
 }
 
 torch::Tensor OptimizerShards::fetch(std::size_t tensor, const torch::Tensor& owned, const torch::Tensor& like) const {
-  const torch::Tensor value = mine(tensor) ? owned.contiguous() : at::empty_like(like).contiguous();
+  torch::Tensor value = mine(tensor) ? owned.contiguous() : at::empty_like(like).contiguous();
   if (value.numel() > 0) ranks_.broadcast(value, owners_[tensor]);
   return value;
 }

@@ -96,7 +96,7 @@ void form_groups(ParameterSet& set, const Options& options, std::int64_t effecti
 // The adapters' tensors, and where the executors put dL/dW'. With dropout between base and adapter there is none: the
 // adapters' gradients come from autograd.
 void add_adapters(ParameterSet& set, AdapterSet& adapters, bool gradients_through_weights) {
-  for (torch::Tensor weight : adapters.weights()) {
+  for (const torch::Tensor& weight : adapters.weights()) {
     weight.set_requires_grad(gradients_through_weights);
     if (gradients_through_weights) weight.mutable_grad() = torch::zeros_like(weight);
   }
@@ -156,7 +156,7 @@ ParameterSet build_parameter_set(UnifiedVoice& model, const Options& options, st
   const std::int64_t base_rows = std::min(options.trainable.base_text_rows, options.model.text_rows());
   for (std::size_t i = 0; i < set.all_names.size(); ++i) {
     const auto& item = named[i];
-    torch::Tensor parameter = item.value();
+    const torch::Tensor& parameter = item.value();
     parameter.set_requires_grad(training[i]);
     if (!training[i]) continue;
     parameter.mutable_grad() = torch::zeros_like(parameter);

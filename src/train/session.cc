@@ -529,7 +529,7 @@ ExitStatus Session::train() {
 
 std::string find_resume_file(const std::string& name, const std::string& run_directory) {
   const bool bare = name.find('/') == std::string::npos;
-  const std::string here = absolute_path(name), there = path_join(run_directory, name);
+  std::string here = absolute_path(name), there = path_join(run_directory, name);
   if (!bare || !file_exists(there)) return here;
   if (!file_exists(here)) return there;
   if (sha256_of_file(here) != sha256_of_file(there)) {
