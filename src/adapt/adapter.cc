@@ -7,7 +7,9 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 #include <utility>
@@ -178,6 +180,11 @@ at::Tensor Adapter::left_factor() const {
   return lambda_.defined() ? b_ * lambda_.t() : b_;
 }
 
+at::Tensor Adapter::gained_b() const {
+  const at::Tensor b = b_.detach();
+  return magnitude_.defined() ? b * gain_.unsqueeze(1) : b;
+}
+
 void Adapter::refresh() {
   if (!magnitude_.defined()) return;
   const at::NoGradGuard no_grad;
@@ -237,29 +244,40 @@ void Adapter::push_gradient(const at::Tensor& weight_grad) {
   const at::NoTF32Guard full_precision;
   TGV2_CHECK(weight_grad.sizes() == base_.sizes());
   const at::Tensor grad = logical(weight_grad.detach().to(base_.scalar_type()));
-  const double s = spec_.scale();
-  const at::Tensor projected = at::mm(grad, a_.t());  // G·Aᵀ [out,r]
+  const at::Tensor with_a = at::mm(grad, a_.t());  // G·Aᵀ [out,r]
   if (magnitude_.defined()) {
     // Σ_i G∘V without forming V: the part of D is Σ_k (G·Aᵀ)∘left.
     at::Tensor sum = (grad * base_view()).sum(1, false, at::kDouble);
-    if (rank() > 0) sum.add_((projected * left_factor()).sum(1, false, at::kDouble), s);
+    if (rank() > 0) sum.add_((with_a * left_factor()).sum(1, false, at::kDouble), spec_.scale());
     add_to_grad(magnitude_, (sum / norm_).to(base_.scalar_type()));
   }
-  if (rank() == 0) return;
-  at::Tensor left = b_, scaled = projected * s;  // s·(g⊙G)Aᵀ
+  if (rank() > 0) push_factors(with_a, at::mm(gained_b().t(), grad));
+}
+
+void Adapter::push_products(const GradientProducts& products) {
+  const at::NoGradGuard no_grad;
   if (magnitude_.defined()) {
-    left = left * gain_.unsqueeze(1);
-    scaled.mul_(gain_.unsqueeze(1));
+    // Σ_i G∘V over n, with W' = V·m/n.
+    const at::Tensor m = magnitude_.detach();
+    add_to_grad(magnitude_, at::where(m == 0, at::zeros_like(m), products.columns / m));
   }
-  const at::Tensor grad_a = at::mm(left.t(), grad).mul_(s);  // s·(g⊙B)ᵀG
+  if (rank() > 0) push_factors(products.with_a.t(), products.with_b);
+}
+
+// G·Aᵀ [out,r] and (g⊙B)ᵀ·G [r,in].
+void Adapter::push_factors(const at::Tensor& with_a, const at::Tensor& with_b) {
+  const double s = spec_.scale();
+  at::Tensor grad_b = with_a * s;  // s·(g⊙G)Aᵀ
+  if (magnitude_.defined()) grad_b.mul_(gain_.unsqueeze(1));
+  const at::Tensor grad_a = with_b * s;  // s·(g⊙B)ᵀG
   if (!lambda_.defined()) {
     add_to_grad(a_, grad_a);
-    add_to_grad(b_, scaled);
+    add_to_grad(b_, grad_b);
     return;
   }
   add_to_grad(a_, grad_a * lambda_);
-  add_to_grad(lambda_, (scaled * b_).sum(0).unsqueeze(1));
-  add_to_grad(b_, scaled * lambda_.t());
+  add_to_grad(lambda_, (grad_b * b_).sum(0).unsqueeze(1));
+  add_to_grad(b_, grad_b * lambda_.t());
 }
 
 at::Tensor Adapter::forward(const at::Tensor& y0, const at::Tensor& dropped_x) const {

@@ -1,6 +1,7 @@
 #include "train_gpt_v2/adapt/adapter_set.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
@@ -167,6 +168,7 @@ AdapterSet::AdapterSet(const std::vector<AdapterSpec>& specs, const std::vector<
     adapters_.emplace_back(spec, target.weight);
     weights_.push_back(target.weight);
   }
+  products_.resize(specs.size());
 }
 
 void AdapterSet::initialise(std::uint64_t seed) {
@@ -209,6 +211,7 @@ void AdapterSet::apply() {
   for (std::size_t i = 0; i < adapters_.size(); ++i) {
     adapters_[i].refresh();
     adapters_[i].write_effective(weights_[i]);
+    if (products_[i].with_a.defined() && products_[i].with_a.size(0) != adapters_[i].rank()) leave_products(i);
   }
 }
 
@@ -220,8 +223,34 @@ void AdapterSet::use_base() {
   }
 }
 
+void AdapterSet::leave_products(std::size_t i) {
+  const Adapter& adapter = adapters_[i];
+  const auto zeros = [&](at::IntArrayRef shape) { return at::zeros(shape, adapter.base().options()); };
+  products_[i].with_a = zeros({adapter.rank(), adapter.outputs()});
+  products_[i].with_b = zeros({adapter.rank(), adapter.inputs()});
+  if (adapter.magnitude().defined()) products_[i].columns = zeros({adapter.outputs()});
+  weights_[i].set_requires_grad(false).mutable_grad().reset();
+}
+
+std::size_t AdapterSet::gradient_bytes() const {
+  std::size_t total = 0;
+  const auto add = [&](const at::Tensor& tensor) { total += tensor.defined() ? tensor.nbytes() : 0; };
+  for (std::size_t i = 0; i < adapters_.size(); ++i) {
+    add(weights_[i].grad());
+    for (const at::Tensor& tensor : {products_[i].with_a, products_[i].with_b, products_[i].columns}) add(tensor);
+  }
+  return total;
+}
+
 void AdapterSet::push_gradients() {
   for (std::size_t i = 0; i < adapters_.size(); ++i) {
+    if (const GradientProducts& products = products_[i]; products.with_a.defined()) {
+      adapters_[i].push_products(products);
+      for (const at::Tensor& tensor : {products.with_a, products.with_b, products.columns}) {
+        if (tensor.defined()) tensor.zero_();
+      }
+      continue;
+    }
     const at::Tensor& gradient = weights_[i].grad();
     if (!gradient.defined()) continue;
     adapters_[i].push_gradient(gradient);

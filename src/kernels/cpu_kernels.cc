@@ -139,6 +139,9 @@ void CpuKernels::cross_entropy(const CrossEntropy& a) {
 }
 
 void CpuKernels::column_sum(const ColumnSum& a) {
+  if (a.times.data && a.times.type != a.in.type) {
+    throw std::invalid_argument("column_sum: this mix of types is not provided");
+  }
   pool_.run(blocks(a.columns, kColumnBlock), [&](std::int64_t i, int) {
     table_.column_sum(a, i * kColumnBlock, std::min(a.columns, (i + 1) * kColumnBlock));
   });

@@ -28,7 +28,8 @@ struct Layout {
 }  // namespace
 
 std::size_t FusedBuffers::lay_out(char* base, std::int64_t n, const ModelOptions& options, Num type,
-                                  std::int64_t head_rows, const std::vector<FusedActivations*>& blocks) {
+                                  std::int64_t head_rows, bool keep_outputs,
+                                  const std::vector<FusedActivations*>& blocks) {
   Layout l{base};
   const std::int64_t d = options.model_dim;
   for (FusedActivations* block : blocks) {
@@ -41,6 +42,10 @@ std::size_t FusedBuffers::lay_out(char* base, std::int64_t n, const ModelOptions
     l.take_act(b.m, n * d, type);
     l.take_act(b.u, 4 * n * d, type);
     l.take_act(b.g, 4 * n * d, type);
+    if (keep_outputs) {
+      l.take_act(b.attn_out, n * d, type);
+      l.take_act(b.mlp_out, n * d, type);
+    }
     l.take(b.log_sum, n * options.heads);
     for (float** p : {&b.mean1, &b.rstd1, &b.mean2, &b.rstd2}) l.take(*p, n);
   }
@@ -52,6 +57,9 @@ std::size_t FusedBuffers::lay_out(char* base, std::int64_t n, const ModelOptions
   l.take(condition, samples * options.condition_num_latent * d);
   l.take(emotion, samples * d);
   for (void** p : {&narrow, &z, &dz}) l.take_act(*p, n * d, type);
+  for (FusedActivations* block : blocks) {
+    if (!keep_outputs) block->attn_out = block->mlp_out = narrow;
+  }
   l.take_act(wide, 4 * n * d, type);
   l.take_act(d_qkv, 3 * n * d, type);
   const std::int64_t classes = std::max(options.text_rows(), options.number_mel_codes);

@@ -15,6 +15,7 @@ struct FusedActivations {
   float *mid = nullptr, *out = nullptr;             // [N,D] residual stream after attention, after the MLP
   void *a = nullptr, *qkv = nullptr, *o = nullptr;  // act: first LayerNorm [N,D], [N,3D], attention [N,D]
   void *m = nullptr, *u = nullptr, *g = nullptr;    // act: second LayerNorm [N,D], before and after GELU [N,F]
+  void *attn_out = nullptr, *mlp_out = nullptr;     // act: products of both c_proj [N,D], not kept unless asked for
   float* log_sum = nullptr;                         // [H,N]
   float *mean1 = nullptr, *rstd1 = nullptr, *mean2 = nullptr, *rstd2 = nullptr;  // [N]
 };
@@ -36,7 +37,7 @@ struct FusedBuffers {
 
   // Places everything behind `base`; with a null base it only measures. Returns the bytes.
   std::size_t lay_out(char* base, std::int64_t tokens, const ModelOptions& options, Num type, std::int64_t head_rows,
-                      const std::vector<FusedActivations*>& blocks);
+                      bool keep_outputs, const std::vector<FusedActivations*>& blocks);
 };
 
 }  // namespace train_gpt_v2

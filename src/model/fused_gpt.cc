@@ -80,7 +80,7 @@ FusedWeight FusedGpt::Impl::weight(const FusedParameters& parameters, const std:
   if (found->second.numel != numel) {
     throw Error("INT001", concat("the fused step expects ", numel, " numbers in ", key, ", not ", found->second.numel));
   }
-  return {found->second.value, found->second.grad, nullptr, numel};
+  return {.value = found->second.value, .grad = found->second.grad, .numel = numel, .thin = found->second.thin};
 }
 
 FusedGpt::Impl::Impl(const ModelOptions& options_, const FusedParameters& parameters, const FusedOptions& fused_,
@@ -102,7 +102,14 @@ FusedGpt::Impl::Impl(const ModelOptions& options_, const FusedParameters& parame
     FusedBlock& block = blocks[static_cast<std::size_t>(i)];
     for (const BlockKey& b : kBlockKeys) {
       place_weight(block.*b.field, block_key(i, b.key), b.multiplied);
-      block.trainable |= (block.*b.field).grad != nullptr;
+      FusedWeight& w = block.*b.field;
+      block.trainable |= w.grad || w.thin;
+      if (!w.thin) continue;
+      w.in = b.in * width;
+      w.out = b.out * width;
+      w.most_ranks = w.thin->rank;
+      TGV2_CHECK(b.multiplied && !w.grad && w.most_ranks <= width);
+      keep_outputs |= w.thin->columns != nullptr;
     }
   }
   place_weight(text_table, "text_embedding.weight", false);
@@ -129,19 +136,27 @@ FusedGpt::Impl::Impl(const ModelOptions& options_, const FusedParameters& parame
     while (lowest_block < options.layers && !blocks[static_cast<std::size_t>(lowest_block)].trainable) ++lowest_block;
   }
   if (type == Num::kBf16) {
+    std::vector<Bf16**> copied;
     std::vector<std::int64_t> places{0};
-    for (const FusedWeight* w : multiplied) {
+    const auto copy = [&](Bf16*& to, std::int64_t numel) {
+      copied.push_back(&to);
+      places.push_back(places.back() + copy_elements(numel));
+    };
+    for (FusedWeight* w : multiplied) {
       std::int64_t numel = w->numel;
       for (FusedHead* head : {&text_head, &mel_head}) {
         if (w != &head->weight || !fused.whole_classes) continue;
         head->columns = whole_classes(head->classes);
         numel = head->columns * width;  // the rows added stay zero
       }
-      places.push_back(places.back() + copy_elements(numel));
+      copy(w->copy, numel);
+      if (!w->thin) continue;
+      copy(w->a_copy, w->most_ranks * w->in);
+      copy(w->b_copy, w->most_ranks * w->out);
     }
     copies_bytes = static_cast<std::size_t>(places.back()) * sizeof(Bf16);
     copies = kernels->allocate(copies_bytes);
-    for (std::size_t i = 0; i < multiplied.size(); ++i) multiplied[i]->copy = static_cast<Bf16*>(copies) + places[i];
+    for (std::size_t i = 0; i < copied.size(); ++i) *copied[i] = static_cast<Bf16*>(copies) + places[i];
   }
   if (fused.max_tokens > 0) {
     reserve(fused.max_tokens);
@@ -163,10 +178,10 @@ void FusedGpt::Impl::reserve(std::int64_t tokens) {
   kernels->release(arena, arena_size);
   arena = nullptr;
   capacity = 0;
-  arena_size = lay_out(nullptr, tokens, options, type, fused.head_rows, kept);
+  arena_size = lay_out(nullptr, tokens, options, type, fused.head_rows, keep_outputs, kept);
   arena = kernels->allocate(arena_size);
   capacity = tokens;
-  lay_out(static_cast<char*>(arena), tokens, options, type, fused.head_rows, kept);
+  lay_out(static_cast<char*>(arena), tokens, options, type, fused.head_rows, keep_outputs, kept);
 }
 
 FusedPlan FusedGpt::Impl::plan(const Batch& batch) const {
@@ -275,7 +290,7 @@ std::int64_t FusedGpt::arena_bytes(const ModelOptions& options, const FusedOptio
   for (FusedActivations& block : blocks) kept.push_back(&block);
   const Num type = fused.bf16 ? Num::kBf16 : Num::kFloat;
   return static_cast<std::int64_t>(
-      FusedBuffers{}.lay_out(nullptr, whole_steps(tokens), options, type, fused.head_rows, kept));
+      FusedBuffers{}.lay_out(nullptr, whole_steps(tokens), options, type, fused.head_rows, false, kept));
 }
 
 void FusedGpt::begin_window() {
@@ -322,6 +337,10 @@ void FusedGpt::on_gradients(StageListener listener) {
 void FusedGpt::refresh_weights() {
   for (const auto& [key, w] : impl_->by_key) {
     if (w->copy) impl_->kernels->convert(w->copy, w->value, w->numel);
+    if (!w->thin) continue;
+    TGV2_CHECK(w->thin->rank <= w->most_ranks);
+    if (w->a_copy) impl_->kernels->convert(w->a_copy, w->thin->a, w->thin->rank * w->in);
+    if (w->b_copy) impl_->kernels->convert(w->b_copy, w->thin->b, w->thin->rank * w->out);
   }
 }
 

@@ -11,6 +11,9 @@ struct FusedWeight {
   float* grad = nullptr;
   Bf16* copy = nullptr;
   std::int64_t numel = 0;
+  const FusedThin* thin = nullptr;
+  std::int64_t in = 0, out = 0, most_ranks = 0;  // with `thin`: sizes of W, and the rank at the start
+  Bf16 *a_copy = nullptr, *b_copy = nullptr;     // of thin->a and thin->b
 };
 
 struct FusedBlock : FusedActivations {
@@ -72,13 +75,14 @@ struct FusedGpt::Impl : FusedBuffers {
   DropoutPlace place(const Dropout& dropout, std::uint32_t site) const { return {dropout, site, rows_dropout}; }
   Attention attention(std::int64_t i, const Dropout& dropout) const;
   DoubleLnGather final_norms(const FusedPlan& plan) const;
-  // C = A * W, dA = dC * W', dW += A' * dC of a weight stored [in, out].
+  // C = A * W, dA = dC * W', dW += A' * dC (or what is wanted of it) of a weight stored [in, out].
   Gemm product(std::int64_t rows, const void* a, const FusedWeight& w, std::int64_t in, std::int64_t out,
                void* c) const;
   Gemm product_backward(std::int64_t rows, const void* dc, const FusedWeight& w, std::int64_t in, std::int64_t out,
                         void* da) const;
-  void weight_gradient(std::int64_t rows, const void* a, const void* dc, const FusedWeight& w, std::int64_t in,
-                       std::int64_t out);
+  void weight_gradient(std::int64_t rows, const void* a, const void* dc, const void* c, const FusedWeight& w,
+                       std::int64_t in, std::int64_t out);
+  void thin_gradients(std::int64_t rows, const void* a, const void* dc, const void* c, const FusedWeight& w);
 
   const ModelOptions options;
   const FusedOptions fused;
@@ -94,8 +98,9 @@ struct FusedGpt::Impl : FusedBuffers {
   std::vector<std::uint8_t> text_touched, mel_touched;
   std::int64_t lowest_block = 0;  // backward stops after this block: nothing below it is trained
   bool embedding_trainable = false;
-  bool overwrite = false;  // the next gradients start a new sum
-  StageListener listener;  // may be empty
+  bool keep_outputs = false;  // of both c_proj, for FusedThin::columns
+  bool overwrite = false;     // the next gradients start a new sum
+  StageListener listener;     // may be empty
 
   void* copies = nullptr;  // bf16 weights
   std::size_t copies_bytes = 0;

@@ -23,10 +23,31 @@ Gemm FusedGpt::Impl::product_backward(std::int64_t rows, const void* dc, const F
   return {false, true, rows, in, out, {dc, type, out}, operand(w, out), act(da, in), false};
 }
 
-void FusedGpt::Impl::weight_gradient(std::int64_t rows, const void* a, const void* dc, const FusedWeight& w,
-                                     std::int64_t in, std::int64_t out) {
+void FusedGpt::Impl::weight_gradient(std::int64_t rows, const void* a, const void* dc, const void* c,
+                                     const FusedWeight& w, std::int64_t in, std::int64_t out) {
+  if (w.thin) return thin_gradients(rows, a, dc, c, w);
   if (!w.grad) return;
   kernels->gemm({true, false, in, out, rows, {a, type, in}, {dc, type, out}, {w.grad, Num::kFloat, out}, !overwrite});
+}
+
+// With dW = A'·dC: a·dW = (A·a')'·dC and (dW·b)' = (dC·b)'·A. The thin matrices lie where the scored rows were, which
+// are through by now.
+void FusedGpt::Impl::thin_gradients(std::int64_t rows, const void* a, const void* dc, const void* c,
+                                    const FusedWeight& w) {
+  const FusedThin& t = *w.thin;
+  const std::int64_t in = w.in, out = w.out;
+  const ConstMatrix left{a, type, in}, right{dc, type, out};
+  if (t.rank > 0) {
+    const Matrix left_thin = act(z, t.rank), right_thin = act(dz, t.rank);
+    const ConstMatrix by_a{w.a_copy ? static_cast<const void*>(w.a_copy) : t.a, type, in};
+    const ConstMatrix by_b{w.b_copy ? static_cast<const void*>(w.b_copy) : t.b, type, t.rank};
+    kernels->gemm({false, true, rows, t.rank, in, left, by_a, left_thin, false});
+    kernels->gemm({true, false, t.rank, out, rows, left_thin, right, {t.a_dw, Num::kFloat, out}, !overwrite});
+    kernels->gemm({false, false, rows, t.rank, out, right, by_b, right_thin, false});
+    kernels->gemm({true, false, t.rank, in, rows, right_thin, left, {t.dw_b, Num::kFloat, in}, !overwrite});
+  }
+  // Of column j: Σ_i dW_ij W_ij = Σ_t dC_tj Σ_i A_ti W_ij.
+  if (t.columns) kernels->column_sum({rows, out, right, t.columns, !overwrite, {c, type, out}});
 }
 
 Attention FusedGpt::Impl::attention(std::int64_t i, const Dropout& dropout) const {
@@ -77,20 +98,20 @@ void FusedGpt::Impl::forward_block(std::int64_t i, std::int64_t rows, const Drop
 
   kernels->gemm(product(rows, b.a, b.attn_weight, width, 3 * width, b.qkv));
   kernels->attention(attention(i, dropout));
-  kernels->gemm(product(rows, b.o, b.proj_weight, width, width, narrow));
-  kernels->drop_residual_ln({rows, width, x, act(narrow, width), b.proj_bias.value,
+  kernels->gemm(product(rows, b.o, b.proj_weight, width, width, b.attn_out));
+  kernels->drop_residual_ln({rows, width, x, act(b.attn_out, width), b.proj_bias.value,
                              place(dropout, dropout_site_attention_residual(layer_number(i))), b.mid,
                              b.ln_2_weight.value, b.ln_2_bias.value, act(b.m, width), b.mean2, b.rstd2});
   kernels->gemm_gelu(product(rows, b.m, b.fc_weight, width, inner, b.u),
                      {rows, inner, act(b.u, inner), b.fc_bias.value, act(b.g, inner)});
-  kernels->gemm(product(rows, b.g, b.out_weight, inner, width, narrow));
+  kernels->gemm(product(rows, b.g, b.out_weight, inner, width, b.mlp_out));
 
   // The next block's first LayerNorm comes with this block's last sum; the last block's outputs are normalised where
   // they are scored.
   DropResidualLn last{rows,
                       width,
                       b.mid,
-                      act(narrow, width),
+                      act(b.mlp_out, width),
                       b.out_bias.value,
                       place(dropout, dropout_site_mlp_residual(layer_number(i))),
                       b.out,
@@ -190,19 +211,19 @@ void FusedGpt::Impl::backward_block(std::int64_t i, std::int64_t rows, const Dro
   kernels->gemm_gelu_backward(
       product_backward(rows, narrow, b.out_weight, inner, width, wide),
       {rows, inner, act(b.u, inner), b.fc_bias.value, act(wide, inner), b.fc_bias.grad, !overwrite});
-  weight_gradient(rows, b.g, narrow, b.out_weight, inner, width);
+  weight_gradient(rows, b.g, narrow, b.mlp_out, b.out_weight, inner, width);
   kernels->gemm(product_backward(rows, wide, b.fc_weight, width, inner, narrow));
-  weight_gradient(rows, b.m, wide, b.fc_weight, width, inner);
+  weight_gradient(rows, b.m, wide, b.u, b.fc_weight, width, inner);
   kernels->ln_backward_drop({rows, width, act(narrow, width), b.mid, b.mean2, b.rstd2, b.ln_2_weight.value, dx,
                              b.ln_2_weight.grad, b.ln_2_bias.grad, act(narrow, width),
                              place(dropout, dropout_site_attention_residual(layer_number(i))), b.proj_bias.grad,
                              !overwrite});
   kernels->gemm(product_backward(rows, narrow, b.proj_weight, width, width, wide));
-  weight_gradient(rows, b.o, narrow, b.proj_weight, width, width);
+  weight_gradient(rows, b.o, narrow, b.attn_out, b.proj_weight, width, width);
   kernels->attention_backward({attention(i, dropout), act(wide, width), act(d_qkv, 3 * width)});
   if (b.attn_bias.grad) kernels->column_sum({rows, 3 * width, act(d_qkv, 3 * width), b.attn_bias.grad, !overwrite});
   kernels->gemm(product_backward(rows, d_qkv, b.attn_weight, width, 3 * width, narrow));
-  weight_gradient(rows, b.a, d_qkv, b.attn_weight, width, 3 * width);
+  weight_gradient(rows, b.a, d_qkv, b.qkv, b.attn_weight, width, 3 * width);
 
   LnBackwardDrop last{rows,
                       width,

@@ -147,8 +147,9 @@ std::string Adaptation::describe() const {
     text += adapters_->describe();
     std::size_t base = 0;
     for (const Adapter& adapter : adapters_->adapters()) base += adapter.base().nbytes();
+    const std::size_t gradients = adapters_->gradient_bytes();
     text += concat("memory: ", human_bytes(base), " for W0 beside W'",
-                   options_.peft.lora_dropout == 0 ? concat(", ", human_bytes(base), " for dL/dW'") : "", "\n");
+                   gradients > 0 ? concat(", ", human_bytes(gradients), " for dL/dW'") : "", "\n");
   }
   if (allocator_) {
     const PruneSchedule& schedule = allocator_->schedule();
@@ -168,12 +169,9 @@ std::string Adaptation::describe() const {
 
 std::size_t Adaptation::bytes() const {
   std::size_t total = ewc_ ? ewc_->bytes() : 0;
-  if (adapters_) {
-    for (const Adapter& adapter : adapters_->adapters()) {
-      total += adapter.base().nbytes() * (options_.peft.lora_dropout == 0 ? 2 : 1);
-    }
-  }
-  return total;
+  if (!adapters_) return total;
+  for (const Adapter& adapter : adapters_->adapters()) total += adapter.base().nbytes();
+  return total + adapters_->gradient_bytes();
 }
 
 void Adaptation::save_state(Value& ours, const ParameterSet& parameters) const {

@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "train_gpt_v2/core/error.h"
@@ -12,13 +13,65 @@
 namespace train_gpt_v2 {
 namespace {
 
+// The block matrices of which dL/dW' is not computed, only what their adapters' factors need of it: at rank 16 a
+// quarter of the work. On a GPU thin products are bound by memory and win little; EWC adds to dL/dW' and compares with
+// it; tables and heads are rarely adapted.
+class ThinGradients {
+ public:
+  ThinGradients(AdapterSet* adapters, const Options& options, at::Device device) : adapters_(adapters) {
+    if (!adapters || options.ewc.enabled || device.is_cuda()) return;
+    for (std::size_t i = 0; i < adapters->adapters().size(); ++i) {
+      const Adapter& adapter = adapters->adapters()[i];
+      if (!starts_with(adapter.spec().module, "gpt.h.")) continue;
+      adapters->leave_products(i);
+      Site& site = sites_[adapter.spec().module + ".weight"];
+      site.index = i;
+      place(site, adapter.b().detach());  // the gains may not be known yet
+    }
+  }
+
+  // After AdapterSet::apply().
+  void refresh() {
+    for (auto& [key, site] : sites_) place(site, adapters_->adapters()[site.index].gained_b());
+  }
+
+  const FusedThin* find(const std::string& key) const {
+    const auto found = sites_.find(key);
+    return found == sites_.end() ? nullptr : &found->second.thin;
+  }
+
+ private:
+  struct Site {
+    std::size_t index = 0;
+    at::Tensor b;
+    FusedThin thin;
+  };
+
+  void place(Site& site, const at::Tensor& b) {
+    const Adapter& adapter = adapters_->adapters()[site.index];
+    const GradientProducts& products = adapters_->products(site.index);
+    const auto data = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; };
+    site.b = b;
+    site.thin = {adapter.rank(),
+                 adapter.a().const_data_ptr<float>(),
+                 b.const_data_ptr<float>(),
+                 data(products.with_a),
+                 data(products.with_b),
+                 data(products.columns)};
+  }
+
+  AdapterSet* adapters_;
+  std::map<std::string, Site> sites_;
+};
+
 class FusedEngine final : public Engine {
  public:
   FusedEngine(UnifiedVoice& model, const Options& options, bool bf16, AdapterSet* adapters)
       : options_(options.model),
         adapters_(adapters),
         text_padding_(options.train.layout == "padded"),
-        fused_(options.model, pointers(model, options.model), how(model.device(), options, bf16),
+        thin_(adapters, options, model.device()),
+        fused_(options.model, pointers(model), how(model.device(), options, bf16),
                device_kernels(model.device(), options.train.tf32)) {}
 
   std::string name() const override { return "fused"; }
@@ -41,19 +94,20 @@ class FusedEngine final : public Engine {
 
   void parameters_changed() override {
     if (adapters_) adapters_->apply();
+    thin_.refresh();
     fused_.refresh_weights();
   }
 
  private:
-  static FusedParameters pointers(UnifiedVoice& model, const ModelOptions& options) {
-    const auto needed = FusedGpt::required_parameters(options);
+  FusedParameters pointers(UnifiedVoice& model) const {
+    const auto needed = FusedGpt::required_parameters(options_);
     FusedParameters parameters;
     for (const auto& item : model.named_parameters()) {
       if (!needed.count(item.key())) continue;
       const torch::Tensor& value = item.value();
       TGV2_CHECK(value.is_contiguous() && value.scalar_type() == at::kFloat);
       float* grad = value.grad().defined() ? value.grad().mutable_data_ptr<float>() : nullptr;
-      parameters[item.key()] = {value.const_data_ptr<float>(), grad, value.numel()};
+      parameters[item.key()] = {value.const_data_ptr<float>(), grad, value.numel(), thin_.find(item.key())};
     }
     return parameters;
   }
@@ -92,6 +146,7 @@ class FusedEngine final : public Engine {
   ModelOptions options_;
   AdapterSet* adapters_;
   bool text_padding_;
+  ThinGradients thin_;  // fused_ reads it
   FusedGpt fused_;
 };
 

@@ -2,13 +2,14 @@
 // disturbs.
 //
 //   bench_phase1 [--batches N] [--dim D] [--layers L] [--law uniform|lognormal] [--config FILE.json] [PART...]
-//   parts: bucketing validation stall (default: all)
+//   parts: bucketing validation stall adapters (default: all)
 //
 //   bucketing   scored tokens per second of shuffled batches, buckets and mega-batches of 64 samples whose lengths
 //   follow
 //               performance.md §2.1, in the padded layout and packed
 //   validation  one forward pass beside one training step, and what validation.interval and max_batches make of it
 //   stall       the copies of a checkpoint beside one training step; with --config at that model's size and batch
+//   adapters    a step of every peft.method, rank 16 and 32, beside a full one, fp32 and bf16: the best of --batches
 //
 // Batches are invented: lengths from the plan of the real sampler, ids and conditions at random.
 
@@ -119,10 +120,13 @@ Batch invent(const ModelOptions& model, const std::vector<std::pair<int, int>>& 
   return batch;
 }
 
+constexpr std::int64_t kSteps = 1000;  // of the run that the steps belong to; no rank is pruned in those measured
+
 // A model with everything that trains it.
 struct Bench {
   Options options;
   UnifiedVoice model;
+  Adaptation adaptation;
   ParameterSet parameters;
   AdamW optimizer;
   std::string why;
@@ -131,19 +135,24 @@ struct Bench {
   explicit Bench(Options how)
       : options(std::move(how)),
         model(options.model),
-        parameters((initialise(model, 1), build_parameter_set(model, options, options.train.batch_size))),
+        adaptation((initialise(model, 1), model), options, nullptr, kSteps, kSteps),
+        parameters(build_parameter_set(model, options, options.train.batch_size, adaptation.adapters())),
         optimizer(parameters, options.optimizer),
-        engine(make_engine(model, options, at::kFloat, why)) {
+        engine(make_engine(model, options, resolve_precision(options.train.precision, at::kCPU), why,
+                           adaptation.adapters())) {
     engine->parameters_changed();
   }
 
   double step(const Batch& batch) {
     const double begin = processor_seconds();
     engine->begin_window();
+    adaptation.begin_window(parameters);
     engine->forward_backward(batch, {1, 0, 0}, 0.2 / static_cast<double>(batch.text_tokens()),
                              0.8 / static_cast<double>(batch.mel_tokens()));
-    optimizer.unscale_and_clip(1, 1, false, /*in_place=*/false);
+    adaptation.complete_gradients(1);
+    optimizer.unscale_and_clip(1, 1, false, /*in_place=*/adaptation.reads_clipped_gradients());
     optimizer.step(1e-3);
+    adaptation.after_step(1, 1e-3, parameters, optimizer, nullptr);
     engine->parameters_changed();
     return processor_seconds() - begin;
   }
@@ -230,9 +239,9 @@ void stall(const Settings& settings) {
   TrainState state;
   RunFacts facts;
   StabilityGuard guard(bench.options.stability, /*scaled=*/false);
-  Adaptation adaptation(bench.model, bench.options, nullptr, 1, 1);
-  const CheckpointParts parts{bench.model, bench.parameters, bench.optimizer, &ema,      nullptr, monitors, guard,
-                              state,       bench.options,    facts,           adaptation};
+  const CheckpointParts parts{
+      bench.model, bench.parameters, bench.optimizer, &ema, nullptr, monitors, guard, state, bench.options,
+      facts,       bench.adaptation};
   const Batch batch = middling(bench.options, std::min<std::int64_t>(bench.options.train.batch_size, 64));
   bench.step(batch);
   SnapshotMaker snapshots;
@@ -247,6 +256,31 @@ void stall(const Settings& settings) {
   std::printf("stall: %lld trainable numbers; copies %.4f s, step of %lld samples %.3f s: %.1f %% of a step\n",
               static_cast<long long>(bench.parameters.trainable_count()), copies / 3,
               static_cast<long long>(batch.count()), step / 3, 100 * copies / step);
+}
+
+void adapters(const Settings& settings) {
+  Settings plain = settings;
+  plain.config.clear();
+  for (const char* precision : {"fp32", "bf16"}) {
+    for (const char* method : {"", "lora", "dora", "adalora", "dora_adalora"}) {
+      for (const std::int64_t rank : {16, 32}) {
+        Options options = make_options(plain, "packed", "fused");
+        options.train.precision = precision;
+        options.peft.method = method;
+        options.peft.rank = rank;
+        if (options.peft.adaptive()) options.peft.pruning_steps = {kSteps - 1};
+        if (!options.peft.enabled() && rank != 16) continue;
+        Bench bench(options);
+        const Batch batch = middling(bench.options, 4);
+        bench.step(batch);
+        double best = bench.step(batch);
+        for (std::int64_t i = 1; i < settings.batches; ++i) best = std::min(best, bench.step(batch));
+        std::printf("adapters: %s, %-12s rank %2lld: %.3f s\n", precision, *method ? method : "none",
+                    static_cast<long long>(*method ? rank : 0), best);
+        std::fflush(stdout);
+      }
+    }
+  }
 }
 
 int run(int argc, char** argv) {
@@ -272,6 +306,7 @@ int run(int argc, char** argv) {
   if (wanted("bucketing")) bucketing(settings);
   if (wanted("validation")) validation(settings);
   if (wanted("stall")) stall(settings);
+  if (wanted("adapters")) adapters(settings);
   return 0;
 }
 

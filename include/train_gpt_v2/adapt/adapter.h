@@ -6,10 +6,11 @@
 //     W' = diag(g)·V   (without m: W' = V)
 // An embedding table [V,d] is the same with in = V, out = d, stored [in,out], so that m has one entry per dimension.
 //
-// Two ways to train: the executor reads W' (write_effective) and returns dL/dW' (push_gradient), exact without dropout;
-// or forward() runs beside the base projection with a dropout mask. Both use n of the last refresh(): call it after
-// every change of a parameter. Adapters are fp32 (fp64 for a double base), never in a compute type, never in TF32.
-// Owns a copy of W0. Not thread-safe. Errors: PFT001 settings, PFT002 tensors that do not fit, NUM010 non-finite merge.
+// Two ways to train: the executor reads W' (write_effective) and returns dL/dW' (push_gradient), or of it only what the
+// factors need (push_products), exact without dropout; or forward() runs beside the base projection with a dropout
+// mask. Both use n of the last refresh(): call it after every change of a parameter. Adapters are fp32 (fp64 for a
+// double base), never in a compute type, never in TF32. Owns a copy of W0. Not thread-safe. Errors: PFT001 settings,
+// PFT002 tensors that do not fit, NUM010 non-finite merge.
 
 #include <ATen/core/Tensor.h>
 
@@ -47,6 +48,13 @@ struct AdapterParameter {
   std::string name;  // peft's, without "base_model.model.": "gpt.h.0.attn.c_attn.lora_A.weight"
   AdapterRole role = AdapterRole::kA;
   at::Tensor tensor;
+};
+
+// Of G = dL/dW', stored [in,out]: all that the gradients of A, B, λ and m are made of (§1.4).
+struct GradientProducts {
+  at::Tensor with_a;   // A·G [r,out]
+  at::Tensor with_b;   // (G·(g⊙B))ᵀ [r,in]
+  at::Tensor columns;  // column sums of G∘W' [out]; undefined without m
 };
 
 class Adapter {
@@ -90,6 +98,9 @@ class Adapter {
 
   // Adds the gradients of A, B, λ, m that follow from dL/dW' (stored layout) to the parameters' .grad (§1.4).
   void push_gradient(const at::Tensor& weight_grad);
+  // The same from products with A and gained_b() as they are. An m of exactly 0 gets no gradient: W' says nothing of V.
+  void push_products(const GradientProducts& products);
+  at::Tensor gained_b() const;  // g⊙B; B without m
 
   // y [N,out] from x, y0 = base(x), and x after dropout (x itself: evaluation): §1.3, with peft's shared draw.
   // Differentiable in x, y0, the dropped x and the parameters.
@@ -106,6 +117,7 @@ class Adapter {
   at::Tensor logical(const at::Tensor& stored) const;  // [out,in] view
   at::Tensor base_view() const { return logical(base_); }
   at::Tensor left_factor() const;  // B, or B·diag(λ)
+  void push_factors(const at::Tensor& with_a, const at::Tensor& with_b);
 
   AdapterSpec spec_;
   at::Tensor base_;

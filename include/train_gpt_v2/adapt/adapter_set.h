@@ -2,10 +2,11 @@
 // All adapters of a model: which matrices carry one, with which rank and scale, and the traffic between the adapters
 // and the weight tensors that the executors read.
 //
-// Per optimiser step: apply() (W' into the weights) · forward and backward, dL/dW' lands in the weights' .grad ·
-// push_gradients() · clip, update · apply(). With dropout between base and adapter the weights hold W0 while training
-// (use_base()) and the hooks of hooks.h run instead. `weight` tensors are shared with the model and must keep their
-// storage. One thread. Errors: PFT001 settings that fit nothing, PFT002 stored tensors that do not fit.
+// Per optimiser step: apply() (W' into the weights) · forward and backward, dL/dW' lands in the weights' .grad, or the
+// executor leaves only its products with the factors (leave_products) · push_gradients() · clip, update · apply(). With
+// dropout between base and adapter the weights hold W0 while training (use_base()) and the hooks of hooks.h run
+// instead. `weight` tensors are shared with the model and must keep their storage. One thread. Errors: PFT001 settings
+// that fit nothing, PFT002 stored tensors that do not fit.
 
 #include <ATen/core/Tensor.h>
 
@@ -59,8 +60,15 @@ class AdapterSet {
   void apply();     // norms anew, then W' into every weight
   void use_base();  // norms anew, then W0 into every weight
 
-  // Turns the dL/dW' accumulated in the weights' .grad into gradients of the adapters' parameters, and zeroes it.
+  // From now on the executor leaves these of dL/dW' of adapter i; its weight has no .grad any more. The tensors are
+  // made here and anew whenever apply() finds another rank.
+  void leave_products(std::size_t i);
+  const GradientProducts& products(std::size_t i) const { return products_[i]; }
+
+  // Turns the dL/dW' accumulated in the weights' .grad, or the products left of it, into gradients of the adapters'
+  // parameters, and zeroes it.
   void push_gradients();
+  std::size_t gradient_bytes() const;  // of what push_gradients() reads
 
   // {parameter name: tensor}, shared, not copied; shapes carry the current ranks. load_state takes exactly these names.
   Value save_state() const;
@@ -74,6 +82,7 @@ class AdapterSet {
  private:
   std::vector<Adapter> adapters_;
   std::vector<at::Tensor> weights_;
+  std::vector<GradientProducts> products_;  // undefined tensors where the weight has a .grad
 };
 
 }  // namespace train_gpt_v2

@@ -166,11 +166,13 @@ struct CrossEntropy {
   std::int32_t* rank = nullptr;
 };
 
+// With `times`, a matrix of the same type: of the products in ∘ times. Only the CPU has that.
 struct ColumnSum {
   std::int64_t rows = 0, columns = 0;
   ConstMatrix in;
   float* out = nullptr;
   bool accumulate = false;
+  ConstMatrix times = {};
 };
 
 // Row r comes from table[kind] row id, plus position[kind] row position (when that table is not null).
@@ -206,8 +208,8 @@ class Kernels {
   // At least the rows whose flag (host memory) is set become zero; the others hold zeros already.
   virtual void zero_rows(float* table, std::int64_t rows, std::int64_t width, const std::uint8_t* row_flags) = 0;
   virtual void gemm(const Gemm&) = 0;
-  // A product into `in` of a BiasGelu and that BiasGelu; a product into `grad` and the backward pass. A device may do
-  // both at once: what the first leaves in `in` is for the second alone.
+  // A product into `in` of a BiasGelu and that BiasGelu; a product into `grad` and the backward pass. A GPU may do both
+  // at once: what the first leaves in `in` is for the second alone. On the CPU it is the product.
   virtual void gemm_gelu(const Gemm& product, const BiasGelu& then) {
     gemm(product);
     bias_gelu(then);

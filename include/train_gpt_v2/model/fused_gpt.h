@@ -3,15 +3,15 @@
 // fixed arena of packed tokens. The modules of unified_voice.h stay the definition; tests compare the two.
 //
 // Parameters are read and gradients written where they lie (`value`, `grad`: float, contiguous, in state-dict layout);
-// a null `grad` means frozen: its gradient is not computed. The caller keeps that memory alive and unmoved, and calls
+// a null `grad` means frozen: its gradient is not computed. Of a block's matrix W (dW: [in,out]) the CPU can leave the
+// products of dW with two thin matrices instead (`thin`). The caller keeps that memory alive and unmoved, and calls
 // refresh_weights() after changing values. loss = text_scale * sum of text losses + mel_scale * sum of mel losses; its
-// gradient is added to `grad`, except that the first call after begin_window() overwrites (so no zeroing is needed).
-// Only rows of text_embedding and mel_embedding that occur in the window have a gradient: see touched_rows().
-// Precision: float, or bf16 operands and activations with float masters, residual stream, statistics and gradients.
-// Masks are those of dropout.h. Same bits for any number of threads. Not thread-safe. Runs on the CPU or on a GPU,
-// wherever its kernels do.
-// Errors: DAT042/DAT043 for ids or lengths the model cannot hold, INT001 for a missing or wrongly sized parameter or a
-// batch without conditioning; std::bad_alloc.
+// gradient is added to `grad` (or to the results of `thin`), except that the first call after begin_window() overwrites
+// (so no zeroing is needed). Only rows of text_embedding and mel_embedding that occur in the window have a gradient:
+// see touched_rows(). Precision: float, or bf16 operands and activations with float masters, residual stream,
+// statistics and gradients. Masks are those of dropout.h. Same bits for any number of threads. Not thread-safe. Runs on
+// the CPU or on a GPU, wherever its kernels do. Errors: DAT042/DAT043 for ids or lengths the model cannot hold, INT001
+// for a missing or wrongly sized parameter or a batch without conditioning; std::bad_alloc.
 
 #include <cstdint>
 #include <map>
@@ -26,10 +26,22 @@
 
 namespace train_gpt_v2 {
 
+// a·dW and (dW·b)' cost 2·N·rank·(in + out) operations each for N tokens, since dW = X'·dY is never formed; dW itself
+// costs 2·N·in·out. With bf16 operands a, b and the thin products in between are rounded to bf16 as well.
+// The rank may fall, a, b and the results may move: they are looked up at every refresh_weights().
+struct FusedThin {
+  std::int64_t rank = 0;
+  const float *a = nullptr, *b = nullptr;  // [rank,in], [out,rank]
+  float* a_dw = nullptr;                   // a·dW [rank,out]
+  float* dw_b = nullptr;                   // (dW·b)' [rank,in]
+  float* columns = nullptr;  // column sums of dW∘W, which are those of dY∘Y; may be null, then for ever
+};
+
 struct FusedParameter {
   const float* value = nullptr;
   float* grad = nullptr;
   std::int64_t numel = 0;
+  const FusedThin* thin = nullptr;  // instead of `grad`
 };
 using FusedParameters = std::map<std::string, FusedParameter>;  // by state-dict key
 
@@ -61,7 +73,7 @@ class FusedGpt {
 
   // The keys that must be in FusedParameters, with their sizes.
   static std::map<std::string, std::int64_t> required_parameters(const ModelOptions& options);
-  // Bytes of the arena for so many packed rows; weights and gradients are the caller's.
+  // Bytes of the arena for so many packed rows, without FusedThin::columns; weights and gradients are the caller's.
   static std::int64_t arena_bytes(const ModelOptions& options, const FusedOptions& fused, std::int64_t tokens);
 
   // Starts a new sum of gradients: clears the touched rows of the tables and their flags, and the position tables.

@@ -67,7 +67,9 @@ std::unique_ptr<Engine> make_modules_engine(UnifiedVoice& model, const Options& 
                                             AdapterSet* adapters = nullptr);
 
 // The executor train.engine asks for; "auto" is the fused one (model/fused_gpt.h) wherever it can run. Gradients must
-// be allocated before (train/parameters.h). `why` says what decided. Throws CFG017 where "fused" cannot run.
+// be allocated before (train/parameters.h); on the CPU the fused one gives up those of adapted block matrices, of which
+// it computes no more than the factors need, unless EWC acts on them. `why` says what decided. Throws CFG017 where
+// "fused" cannot run.
 std::unique_ptr<Engine> make_engine(UnifiedVoice& model, const Options& options, at::ScalarType compute,
                                     std::string& why, AdapterSet* adapters = nullptr);
 

@@ -5,7 +5,7 @@
 // a text table: a view, so that the base rows have no gradient, no moments and no decay and stay bit-identical
 // (algorithms.md §8.3). Gradients live in buffers that are allocated once and zeroed in place. With adapters their
 // tensors train, and of the model only what trainable.train names; adapted matrices get a buffer for dL/dW' too, from
-// which the adapters' gradients follow (adapt/adapter_set.h).
+// which the adapters' gradients follow (adapt/adapter_set.h), until an engine does without it.
 //
 // Names are state-dict keys; order is that of the reference's parameters() (architecture.md §1.5).
 

@@ -187,6 +187,7 @@ class CudaKernels final : public Kernels {
     launched("cross_entropy");
   }
   void column_sum(const ColumnSum& a) override {
+    if (a.times.data) throw std::invalid_argument("column_sum: CUDA has no sums of products");
     const DeviceScope scope(device_);
     check_layout(a.in);
     cuda::column_sum(a, floats(cuda::column_sum_partial(a)), stream_);

@@ -173,10 +173,14 @@ void bias_gelu_backward(const BiasGeluBackward& a, std::int64_t begin, std::int6
 
 void column_sum(const ColumnSum& a, std::int64_t begin, std::int64_t end) {
   with_type(a.in, [&](auto* in) {
+    const auto* times = static_cast<decltype(in)>(a.times.data);
     for_columns(
         begin, end, [&](std::int64_t j, auto span) __attribute__((always_inline)) {
           Vec total = a.accumulate ? load(a.out + j, span) : zero();
-          for (std::int64_t r = 0; r < a.rows; ++r) total = add(total, load(in + r * a.in.stride + j, span));
+          for (std::int64_t r = 0; r < a.rows; ++r) {
+            const Vec x = load(in + r * a.in.stride + j, span);
+            total = add(total, times ? mul(x, load(times + r * a.times.stride + j, span)) : x);
+          }
           store(a.out + j, total, span);
         });
   });

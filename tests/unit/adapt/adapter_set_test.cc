@@ -152,6 +152,28 @@ TEST_F(Sets, WeightsCarryTheAdaptersAndGradientsReturn) {
   EXPECT_TRUE(weight.equal(original));
 }
 
+TEST_F(Sets, ProductsTakeThePlaceOfAWeightsGradient) {
+  options.method = "dora_adalora";
+  AdapterSet set(plan_adapters(options, targets, false), targets);
+  set.initialise(1);
+  for (const at::Tensor& weight : set.weights()) weight.mutable_grad() = at::zeros_like(weight);
+  const std::size_t whole = set.gradient_bytes();
+  for (std::size_t i = 0; i < set.adapters().size(); ++i) set.leave_products(i);
+  EXPECT_LT(set.gradient_bytes(), whole);
+  EXPECT_FALSE(set.weights()[0].grad().defined());
+  Adapter& first = set.adapters()[0];
+  set.products(0).with_b.fill_(1);
+  set.products(0).columns.fill_(1);
+  set.push_gradients();
+  EXPECT_GT(first.magnitude().grad().abs().min().item<double>(), 0);
+  EXPECT_EQ(set.products(0).with_b.abs().max().item<double>(), 0) << "the next window starts anew";
+  EXPECT_EQ(set.products(0).columns.abs().max().item<double>(), 0);
+  first.compact({1});
+  set.apply();
+  EXPECT_EQ(set.products(0).with_a.sizes(), (std::vector<std::int64_t>{1, first.outputs()}));
+  EXPECT_EQ(set.products(0).with_b.sizes(), (std::vector<std::int64_t>{1, first.inputs()}));
+}
+
 TEST_F(Sets, StateRoundTripsAndRefusesOtherShapes) {
   for (const char* method : {"lora", "dora", "adalora", "dora_adalora"}) {
     SCOPED_TRACE(method);

@@ -162,6 +162,22 @@ TEST_F(AdaDora, PruningKeepsRowNormsAndMaskEqualsCompaction) {
   compacted.push_gradient(at::randn({3, 4}, wide()));
   EXPECT_TRUE(compacted.magnitude().grad().isfinite().all().item<bool>());
   EXPECT_FALSE(compacted.a().grad().defined());
+  compacted.magnitude().mutable_grad().reset();
+  compacted.push_products({at::zeros({0, 3}, wide()), at::zeros({0, 4}, wide()), at::ones({3}, wide())});
+  EXPECT_LT(largest_difference(compacted.magnitude().grad(), 1 / golden_tensor(golden["m"], {3})), kExact);
+  EXPECT_FALSE(compacted.a().grad().defined());
+}
+
+TEST_F(AdaDora, AMagnitudeOfZeroGetsNoGradientFromProducts) {
+  Adapter adapter = make(WeightLayout::kInOut);
+  {
+    const at::NoGradGuard no_grad;
+    adapter.magnitude()[1].zero_();
+  }
+  adapter.refresh();
+  adapter.push_products({at::ones({3, 3}, wide()), at::ones({3, 4}, wide()), at::zeros({3}, wide())});
+  EXPECT_EQ(adapter.magnitude().grad()[1].item<double>(), 0);
+  EXPECT_TRUE(adapter.magnitude().grad().isfinite().all().item<bool>());
 }
 
 TEST_F(AdaDora, ExportsAsPlainDora) {
@@ -253,6 +269,13 @@ TEST_P(AllKinds, FactoredNormAndPushAgreeWithAutograd) {
       }
       adapter.push_gradient(stored(gradient, layout));
       const auto parameters = adapter.parameters();
+      for (std::size_t i = 0; i < parameters.size(); ++i) {
+        EXPECT_LT(largest_difference(parameters[i].tensor.grad(), expected[i]), kExact) << parameters[i].name;
+        parameters[i].tensor.mutable_grad().reset();
+      }
+      // What the factors need of the gradient says the same as all of it.
+      adapter.push_products({at::mm(adapter.a().detach(), gradient.t()), at::mm(adapter.gained_b().t(), gradient),
+                             (gradient * effective.detach()).sum(1)});
       for (std::size_t i = 0; i < parameters.size(); ++i) {
         EXPECT_LT(largest_difference(parameters[i].tensor.grad(), expected[i]), kExact) << parameters[i].name;
       }

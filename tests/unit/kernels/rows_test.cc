@@ -284,6 +284,25 @@ TEST_P(RowsTest, ColumnSumOfAnyWidth) {
   }
 }
 
+TEST_P(RowsTest, ColumnSumsOfProducts) {
+  for (const Num type : {Num::kFloat, Num::kBf16}) {
+    auto m = TestMatrix::random(37, 203, type, 1), n = TestMatrix::random(37, 203, type, 2);
+    std::vector<float> out(204, 2.f);
+    for (const bool accumulate : {false, true}) {
+      kernels->column_sum({37, 203, m.view(), out.data(), accumulate, n.view()});
+      for (std::int64_t j = 0; j < 203; ++j) {
+        double want = 0;
+        for (std::int64_t i = 0; i < 37; ++i) want += m.get(i, j) * n.get(i, j);
+        expect_close(out[j], accumulate ? 2 * want : want, 1e-5, 1e-6, "column " + std::to_string(j));
+      }
+      EXPECT_EQ(out[203], 2.f);
+    }
+  }
+  auto m = TestMatrix::random(2, 3, Num::kFloat, 1), n = TestMatrix::random(2, 3, Num::kBf16, 2);
+  std::vector<float> out(3);
+  EXPECT_THROW(kernels->column_sum({2, 3, m.view(), out.data(), false, n.view()}), std::invalid_argument);
+}
+
 TEST_P(RowsTest, EmbeddingGatherAndScatter) {
   const std::int64_t width = 70;
   const auto a = random_floats(5 * width, 1), b = random_floats(6 * width, 2), p = random_floats(9 * width, 3);

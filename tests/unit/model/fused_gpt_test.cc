@@ -262,6 +262,132 @@ TEST(FusedGpt, MicroBatchesAddUpAndAWindowStartsFresh) {
   EXPECT_EQ(engine.touched_rows("gpt.ln_f.weight"), nullptr);
 }
 
+// Thin matrices for every product of the blocks, of ranks from 0 to the whole width, and where their results go.
+struct Thin {
+  std::map<std::string, FusedThin> sites;
+  std::map<std::string, std::vector<float>> numbers;
+
+  explicit Thin(const Fixture& f) {
+    const std::int64_t ranks[] = {5, 64, 16, 0, 1, 33};
+    for (const auto& [key, value] : f.values) {
+      const bool product =
+          key.ends_with("attn.c_attn.weight") || key.ends_with("c_proj.weight") || key.ends_with("c_fc.weight");
+      if (!product) continue;
+      const std::int64_t in = key.ends_with("mlp.c_proj.weight") ? 256 : 64;
+      make(key, ranks[sites.size() % 6], in, static_cast<std::int64_t>(value.size()) / in);
+    }
+  }
+  void make(const std::string& key, std::int64_t rank, std::int64_t in, std::int64_t out) {
+    const auto some = [&](const char* what, std::int64_t count) {
+      std::vector<float>& v = numbers[key + what];
+      v = testing::numbers(filled(key + what, {std::max<std::int64_t>(count, 1)}, 0.5));
+      return v.data();
+    };
+    const auto none = [&](const char* what, std::int64_t count) {
+      std::vector<float>& v = numbers[key + what];
+      v.assign(static_cast<std::size_t>(count), std::nanf(""));  // the first pass of a window overwrites
+      return v.data();
+    };
+    sites[key] = {rank,
+                  some(".a", rank * in),
+                  some(".b", out * rank),
+                  none(".a_dw", rank * out),
+                  none(".dw_b", rank * in),
+                  none(".columns", out)};
+  }
+  FusedParameters in_place_of_gradients(Fixture& f) const {
+    FusedParameters p = f.parameters();
+    for (auto& [key, parameter] : p) {
+      const auto found = sites.find(key);
+      parameter.grad = nullptr;
+      if (found != sites.end()) parameter.thin = &found->second;
+    }
+    return p;
+  }
+};
+
+// Largest error of the products that `thin` received of the gradients, relative to the largest number of each.
+void expect_products(const Fixture& f, const Thin& thin, const std::map<std::string, at::Tensor>& gradients,
+                     double limit) {
+  const auto tensor = [](const std::vector<float>& v, at::IntArrayRef shape) {
+    return at::tensor(std::vector<double>(v.begin(), v.end()), at::kDouble)
+        .narrow(0, 0, c10::multiply_integers(shape))
+        .view(shape);
+  };
+  for (const auto& [key, t] : thin.sites) {
+    const at::Tensor& g = gradients.at(key);
+    const std::int64_t in = g.size(0), out = g.size(1);
+    const auto expect = [&, name = key](const char* what, const at::Tensor& want) {
+      if (want.numel() == 0) return;
+      const at::Tensor mine = tensor(thin.numbers.at(name + what), want.sizes());
+      const double largest = want.abs().max().item<double>();
+      EXPECT_GT(largest, 0) << name << what;
+      EXPECT_LE((mine - want).abs().max().item<double>(), limit * largest) << name << what;
+    };
+    expect(".a_dw", at::mm(tensor(thin.numbers.at(key + ".a"), {t.rank, in}), g));
+    expect(".dw_b", at::mm(g, tensor(thin.numbers.at(key + ".b"), {out, t.rank})).t());
+    expect(".columns", (g * tensor(f.values.at(key), {in, out})).sum(0));
+  }
+}
+
+std::map<std::string, at::Tensor> weight_gradients(const Fixture& f, const Thin& thin,
+                                                   const std::vector<Batch>& batches) {
+  std::map<std::string, at::Tensor> sums;
+  std::uint32_t micro = 0;
+  for (const Batch& batch : batches) {
+    const Truth truth = module_truth(f.options, batch, BatchLayout::kPacked, {1, 1, micro++});
+    for (const auto& [key, t] : thin.sites) {
+      const std::int64_t in = key.ends_with("mlp.c_proj.weight") ? 256 : 64;
+      const at::Tensor g = at::tensor(truth.grads.at(key), at::kDouble).view({in, -1});
+      sums[key] = sums.contains(key) ? sums.at(key) + g : g;
+    }
+  }
+  return sums;
+}
+
+TEST(FusedGpt, ThinMatricesReceiveProductsOfTheWeightGradients) {
+  const std::vector<Batch> batches{random_batch(kLengths, 1), random_batch({{2, 40}}, 2)};
+  for (const Setting setting : {Setting{0.1, false, best_isa()}, Setting{0.1, false, Isa::kPortable}}) {
+    for (const bool bf16 : {false, true}) {
+      Fixture f(setting.dropout);
+      Thin thin(f), more_threads(f);
+      const auto truth = weight_gradients(f, thin, batches);
+      const auto run = [&](Thin& to, int threads) {
+        FusedGpt engine(f.options, to.in_place_of_gradients(f), {bf16, false, 0, threads, setting.isa});
+        engine.begin_window();
+        std::uint32_t micro = 0;
+        for (const Batch& batch : batches) engine.forward_backward(batch, {1, 1, micro++}, kTextScale, kMelScale);
+      };
+      run(thin, 1);
+      run(more_threads, 3);
+      expect_products(f, thin, truth, bf16 ? 0.03 : 1e-5);
+      for (const auto& [key, v] : thin.numbers) EXPECT_EQ(v, more_threads.numbers.at(key)) << key;
+    }
+  }
+}
+
+TEST(FusedGpt, ThinMatricesMayLoseRanksAndMove) {
+  for (const bool bf16 : {false, true}) {
+    Fixture f(0.1);
+    Thin thin(f);
+    const std::vector<Batch> batches{random_batch({{6, 17}, {9, 2}})};
+    FusedGpt engine(f.options, thin.in_place_of_gradients(f), {bf16, false, 0, 2, best_isa()});
+    engine.forward_backward(batches[0], {1, 1, 0}, kTextScale, kMelScale);
+    std::map<std::string, std::vector<float>> before = std::move(thin.numbers);
+    thin.numbers.clear();
+    for (const auto& [key, t] : std::map(thin.sites)) {
+      const std::int64_t in = key.ends_with("mlp.c_proj.weight") ? 256 : 64;
+      thin.make(key, t.rank / 2, in, static_cast<std::int64_t>(f.values.at(key).size()) / in);
+    }
+    engine.refresh_weights();
+    engine.begin_window();
+    engine.forward_backward(batches[0], {1, 1, 0}, kTextScale, kMelScale);
+    expect_products(f, thin, weight_gradients(f, thin, batches), bf16 ? 0.03 : 1e-5);
+    thin.sites.at("gpt.h.0.attn.c_attn.weight").rank += 64;
+    EXPECT_ANY_THROW(engine.refresh_weights()) << "more ranks than at the start";
+  }
+}
+
 TEST(FusedGpt, FrozenParametersAreNotComputedAndChangeNothingElse) {
   Fixture all(0.1);
   const Batch batch = random_batch(kLengths);
