@@ -96,7 +96,8 @@ void add_event_line(ReportRun& run, std::int64_t step, const Json& line) {
   std::vector<std::string> details;
   for (const auto& [field, value] : line.items()) {
     if (field == "time" && value.is_number()) event.time = value.get<double>();
-    if (!is_figure(field) || field == "type" || field == "event" || value.is_null() || value == "") continue;
+    if (!is_figure(field) || field == "type" || field == "event" || value.is_null()) continue;
+    if (value.is_string() && value.get_ref<const std::string&>().empty()) continue;
     if (details.size() < 12) details.push_back(concat(clean_text(field, 60), " ", brief(value)));
   }
   event.details = clean_text(join(details, ", "), 600);
