@@ -422,13 +422,11 @@ void Trainer::validate() {
   state_.validation_due = true;
   report_saves();  // what is best depends on what could be written
   const auto stop = [this] { return stop_asked("validating"); };
-  std::vector<ValidationResult> results;
+  std::vector<EvaluatorOutput> outputs;
   const auto run = [&](const std::string& weights) {
-    const EvaluatorOutput output = parts_.evaluator->run(parts_.engine, weights, stop, parts_.ranks);
-    parts_.reporter.validation(state_, output);
-    results.insert(results.end(), output.results.begin(), output.results.end());
+    outputs.push_back(parts_.evaluator->run(parts_.engine, weights, stop, parts_.ranks));
   };
-  const auto complete = [&] { return results.back().complete; };
+  const auto complete = [&] { return outputs.back().results.back().complete; };
   run("raw");
   if (parts_.core.ema && complete()) {
     {
@@ -439,8 +437,16 @@ void Trainer::validate() {
     parts_.engine.parameters_changed();
   }
   state_.validation_seconds += seconds_since(begin);
-  if (!complete()) return;  // done again by whoever continues this run
+  if (!complete()) {  // done again, both of it, by whoever continues this run: nothing is told twice
+    parts_.reporter.validation(state_, outputs.back());
+    return;
+  }
   state_.validation_due = false;
+  std::vector<ValidationResult> results;
+  for (const EvaluatorOutput& output : outputs) {
+    parts_.reporter.validation(state_, output);
+    results.insert(results.end(), output.results.begin(), output.results.end());
+  }
   parts_.reporter.validation_cost(state_);
   const bool warmup_done = state_.step >= options_.optimizer.warmup_steps && parts_.core.adaptation.pruning_done();
   double val_mel_loss = results.front().mel_loss;

@@ -64,7 +64,7 @@ begin() { # RUN CHANGES: starts in a run directory of its own, waits for the han
   fail "no handlers were set"
 }
 until_there() { # FILE
-  for _ in $(seq 600); do [ ! -e "$1" ] || return 0; sleep 0.05; done
+  for _ in $(seq 3000); do [ ! -e "$1" ] || return 0; sleep 0.01; done
   fail "$1 never came"
 }
 
@@ -88,7 +88,7 @@ status=0; wait "$pid" || status=$?
 
 # While it samples: the folder of the step is there, and its sheet, which is written last, is not.
 begin sampling '{"train": {"max_steps": 100000, "epochs": null}, "optimizer": {"schedule": "constant"},
-  "sampling": {"interval": 2, "count": 16, "max_codes": 300, "num_beams": 3}}'
+  "sampling": {"interval": 2, "count": 16, "max_codes": 300, "num_beams": 8}}'
 until_there "$run/samples/step_2"
 kill -INT "$pid"; ended 130
 [ ! -e "$run/samples/step_2/notes.json" ] || fail "sampling was over before the signal came"
@@ -98,6 +98,26 @@ begin validating '{"train": {"max_steps": 100000, "epochs": null, "log_interval"
   "validation": {"interval": 1, "text_usage_gap": true, "batch_size": 1}}'
 until_there "$run/best_model.pth"
 kill -HUP "$pid"; ended 129
+
+# Between the validation of the weights and that of their averages: both are done again, and nothing stands there twice.
+averages='{"train": {"max_steps": 100000, "epochs": null}, "optimizer": {"schedule": "constant"}, "ema": {"enabled": true},
+  "data": {"val_manifests": ["'"$fixtures"'/data/train_pairs.jsonl"]},
+  "validation": {"interval": 1, "batch_size": 1}, "checkpoint": {"interval": 0}}'
+raw_lines() { cat "$work/averages/metrics.jsonl" 2>/dev/null | grep -c '"weights":"raw"' || true; }
+for _ in 1 2 3; do
+  before=$(raw_lines)
+  begin averages "$averages"
+  for _ in $(seq 3000); do [ "$(raw_lines)" -le "$before" ] || break; done
+  kill -TERM "$pid"
+  status=0; wait "$pid" || status=$?
+  [ "$status" = 143 ] || fail "exit status $status, wanted 143"
+done
+python3 - "$run/metrics.jsonl" <<'PYTHON'
+import collections, json, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+seen = collections.Counter((line["step"], line["weights"], line["split"]) for line in lines if line["type"] == "validation")
+assert seen and max(seen.values()) == 1, seen
+PYTHON
 
 # While it saves: the temporary file is there.
 begin saving '{"train": {"max_steps": 100000, "epochs": null}, "optimizer": {"schedule": "constant"},
