@@ -42,19 +42,37 @@ if [ ${#targets[@]} = 0 ]; then
   for folder in tests/fuzz/corpus/*/; do targets+=("$(basename "$folder")"); done
 fi
 
-mkdir -p build/fuzz/findings
-found=0
 for target in "${targets[@]}"; do
   [ -d "tests/fuzz/corpus/$target" ] || { echo "fuzz.sh: no target is called $target" >&2; exit 64; }
+done
+
+# fuzz TARGET: its line. Exit status 1 for a finding.
+fuzz() {
+  local target=$1 wanted=$runs status=0 log=build/fuzz/$1.log executed
   mkdir -p "build/fuzz/corpus/$target"
-  wanted=$runs
   [ "$target" != npy ] || wanted=$((runs * 10))
-  log=build/fuzz/$target.log status=0
   TGV2_FUZZ_TARGET=$target "$program" -runs="$wanted" -max_total_time="$seconds" -max_len=4096 -timeout=60 -rss_limit_mb=1024 \
     -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" \
     "build/fuzz/corpus/$target" "tests/fuzz/corpus/$target" >"$log" 2>&1 || status=$?
-  done_runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
-  [ "$status" = 0 ] || { found=1; grep -m 3 -E 'ERROR|SUMMARY|runtime error' "$log" >&2 || tail -n 5 "$log" >&2; }
-  printf 'FIGURE\tfuzz: %s\t%s\t0\t%s\n' "$target" "${done_runs:-?}" "$([ "$status" = 0 ] && echo 0 || echo 1)"
+  executed=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+  [ "$status" = 0 ] || { status=1; grep -m 3 -E 'ERROR|SUMMARY|runtime error' "$log" >&2 || tail -n 5 "$log" >&2; }
+  printf 'FIGURE\tfuzz: %s\t%s\t0\t%s\n' "$target" "${executed:-?}" "$status"
+  return "$status"
+}
+
+# As many at a time as there are processors: a target runs on one.
+mkdir -p build/fuzz/findings
+found=0 running=0
+for target in "${targets[@]}"; do
+  if [ "$running" -ge "$(nproc)" ]; then
+    wait -n || found=1
+    running=$((running - 1))
+  fi
+  fuzz "$target" &
+  running=$((running + 1))
+done
+while [ "$running" -gt 0 ]; do
+  wait -n || found=1
+  running=$((running - 1))
 done
 exit "$found"
