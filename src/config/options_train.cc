@@ -99,7 +99,8 @@ OptionRows train_rows() {
                   "where it can run")
           .choices({"auto", "fused", "modules"}),
       TGV2_OPTION(train.max_steps, kFree, "end after this many optimiser steps").range(1, 1e9).unit("steps"),
-      TGV2_OPTION(train.epochs, kFree, "end after this many epochs; whichever comes first")
+      TGV2_OPTION(train.epochs, kFree,
+                  "end after this many epochs, whatever their length becomes; whichever comes first")
           .range(1, 1e9)
           .unit("epochs"),
       TGV2_OPTION(train.max_hours, kFree, "save and leave with status 75 after this time").above(0).unit("hours"),

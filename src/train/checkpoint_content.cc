@@ -345,17 +345,26 @@ const Value* stored_ewc(const Value& root) {
   return ours ? ours->find("ewc") : nullptr;
 }
 
-void restore_training_state(const Value& root, CheckpointParts& parts, bool groups_changed) {
+TrainState stored_state(const Value& root, const Options& options) {
   nlohmann::json state = stored_json(root, "state");
-  if (!state.contains("cursor")) {
-    const BatchCursor place = plain_position(root, parts.options);
-    state["cursor"] = place.save_state();
-    log_info("resume", "the checkpoint has no sampler state: epoch ", place.epoch, " goes on from batch ", place.batch,
-             " and may repeat or miss samples");
-  }
-  TrainState restored;
+  if (!state.contains("cursor")) state["cursor"] = plain_position(root, options).save_state();
+  TrainState stored;
   try {
-    restored.load_state(state);
+    stored.load_state(state);
+  } catch (const nlohmann::json::exception& failure) {
+    throw Error("CKP007", "a checkpoint's state cannot be read").at("train_gpt_v2.state").detail(failure.what());
+  }
+  return stored;
+}
+
+void restore_training_state(const Value& root, CheckpointParts& parts, bool groups_changed) {
+  const nlohmann::json state = stored_json(root, "state");
+  TrainState restored = stored_state(root, parts.options);
+  if (!state.contains("cursor")) {
+    log_info("resume", "the checkpoint has no sampler state: epoch ", restored.cursor.epoch, " goes on from batch ",
+             restored.cursor.batch, " and may repeat or miss samples");
+  }
+  try {
     parts.guard.load_state(state.value("stability", nlohmann::json::object()));
   } catch (const nlohmann::json::exception& failure) {
     throw Error("CKP007", "a checkpoint's state cannot be read").at("train_gpt_v2.state").detail(failure.what());

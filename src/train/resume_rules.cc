@@ -70,6 +70,16 @@ std::vector<Difference> fact_differences(const RunFacts& saved, const RunFacts& 
   return found;
 }
 
+std::vector<Difference> all_differences(const std::string& saved_config, const RunFacts& saved,
+                                        const Options& now_options, const RunFacts& now) {
+  std::vector<Difference> differences = fact_differences(saved, now);
+  for (const OptionDifference& option : diff_for_resume(saved_config, now_options)) {
+    if (option.is_path || option.key == "effective batch" || option.key == "train.precision") continue;
+    differences.push_back({option.key, option.saved, option.current, option.resume});
+  }
+  return differences;
+}
+
 }  // namespace
 
 nlohmann::json RunFacts::save_state() const {
@@ -115,13 +125,16 @@ std::set<std::string> parse_allowed_changes(const std::vector<std::string>& name
   return allowed;
 }
 
+bool data_differs(const std::string& saved_config, const RunFacts& saved, const Options& now_options,
+                  const RunFacts& now) {
+  const std::vector<Difference> differences = all_differences(saved_config, saved, now_options, now);
+  return std::any_of(differences.begin(), differences.end(),
+                     [](const Difference& one) { return one.resume == ResumeClass::kData; });
+}
+
 ResumeDecision compare_for_resume(const std::string& saved_config, const RunFacts& saved, const Options& now_options,
                                   const RunFacts& now, const std::set<std::string>& allowed) {
-  std::vector<Difference> differences = fact_differences(saved, now);
-  for (const OptionDifference& option : diff_for_resume(saved_config, now_options)) {
-    if (option.is_path || option.key == "effective batch" || option.key == "train.precision") continue;
-    differences.push_back({option.key, option.saved, option.current, option.resume});
-  }
+  const std::vector<Difference> differences = all_differences(saved_config, saved, now_options, now);
   const std::string saved_method = load_config_json(saved_config, "the stored configuration").options.peft.method;
   bool other_adapters = false;
   ResumeDecision decision;
@@ -137,7 +150,6 @@ ResumeDecision compare_for_resume(const std::string& saved_config, const RunFact
     }
     if (difference.resume != ResumeClass::kNever && allowed.count(name)) {
       decision.notes.push_back(values + " (allowed)");
-      decision.data_changed |= difference.resume == ResumeClass::kData;
       decision.groups_changed |= difference.resume == ResumeClass::kGroups;
       continue;
     }

@@ -25,66 +25,6 @@
 
 namespace train_gpt_v2 {
 
-// --- what to continue from -------------------------------------------------------------------------------------------
-
-void Session::find_checkpoint() {
-  if (request_.resume == "none") {
-    if (has_checkpoints(directory_)) {
-      throw Error("CKP011", "the run directory already holds checkpoints")
-          .where(directory_)
-          .fix("continue with --resume auto, or start anew in another --output-dir");
-    }
-    return;
-  }
-  if (request_.resume == "auto") {
-    if (ranks_.first()) checkpoint_ = find_newest_checkpoint(directory_);
-    const std::string path = ranks_.from_first(checkpoint_ ? checkpoint_->path : "");
-    if (!ranks_.first() && !path.empty())
-      checkpoint_ = FoundCheckpoint{path, read_tensor_file(path, /*verify=*/true), 0};
-    if (!checkpoint_ && has_checkpoints(directory_)) {
-      throw Error("CKP012", "no checkpoint in the run directory can be used")
-          .where(directory_)
-          .fix("see the warnings above; restore one from a copy, or start anew in another --output-dir");
-    }
-  } else {
-    const std::string path = find_resume_file(request_.resume, directory_);
-    FoundCheckpoint found{path, read_tensor_file(path, /*verify=*/true), 0};
-    checkpoint_ = std::move(found);
-  }
-  if (!checkpoint_) return;
-  refuse_newer_format(checkpoint_->file.root, checkpoint_->path);
-  kind_ = checkpoint_kind(checkpoint_->file.root);
-  if (kind_ == CheckpointKind::kWeights) {
-    throw Error("CKP002", "this file holds weights, not a training state")
-        .where(checkpoint_->path)
-        .fix("start from it with --set init.from=" + checkpoint_->path);
-  }
-  checkpoint_->step = checkpoint_->file.root.at("step").as_int("step");
-  log_info("resume", "continuing from ", checkpoint_->path, ", step ", checkpoint_->step,
-           kind_ == CheckpointKind::kPython ? " (written by the Python trainer)" : "");
-}
-
-bool Session::already_done() {
-  const std::string path = path_join(directory_, "DONE");
-  if (!file_exists(path)) return false;
-  const auto done = nlohmann::json::parse(read_file(path, 1 << 16), nullptr, false);
-  const std::int64_t goal = done.is_object() ? done.value("goal", std::int64_t{0}) : 0;
-  const bool stopped_early = done.is_object() && done.value("reason", "") == "early_stop";
-  const EarlyStoppingOptions& stopping = options_.early_stopping;
-  if (goal_step_ > goal) {
-    log_info("train", "DONE says the run ended at step ", goal, "; the goal is now ",
-             goal_step_ < INT64_MAX ? concat("step ", goal_step_) : "further on", ", so it goes on");
-  } else if (stopped_early && (!stopping.enabled || stopping.patience > done.value("patience", stopping.patience))) {
-    log_info("train", "DONE says the run was stopped early; it has more patience now, so it goes on");
-  } else {
-    log_info("train", "nothing to do: ", path, " says that this run ",
-             stopped_early ? "was stopped early" : "reached its goal");
-    return true;
-  }
-  remove_file(path);
-  return false;
-}
-
 // --- data ------------------------------------------------------------------------------------------------------------
 
 void Session::open_data() {
@@ -167,7 +107,8 @@ BatchFit Session::measure_batch_size(std::int64_t effective) {
   Ranks alone;
   Session scratch(request_, smallest, alone);
   scratch.open_data();
-  scratch.plan_steps();
+  scratch.plan_epoch();
+  scratch.set_goal({});
   scratch.build_model();
   scratch.build_training();
   scratch.adaptation_->protect(scratch.parameters_, nullptr);
@@ -203,36 +144,42 @@ CheckpointParts Session::parts() {
           *guard_, state_,      options_,    facts_,     *adaptation_};
 }
 
-// Steps of the schedule and of the run (interface.md §2: optimizer.total_steps, train.max_steps, train.epochs).
-void Session::plan_steps() {
+void Session::plan_epoch() {
   const TrainOptions& train = options_.train;
-  std::optional<std::int64_t> by_data;
   if (order_) {
     batches_per_epoch_ = static_cast<std::int64_t>(order_->plan.size());
-    by_data = batches_per_epoch_ / train.grad_accumulation;
   } else {
     sampler_ = std::make_unique<Sampler>(*train_, PlanSettings::from(options_));
     batches_per_epoch_ = static_cast<std::int64_t>(sampler_->plan(0).size());
-    if (train.epochs) by_data = *train.epochs * batches_per_epoch_ / train.grad_accumulation;
+    if (!train.epochs) return;
   }
-  if (by_data && *by_data == 0) {
-    const std::int64_t batches = order_ ? batches_per_epoch_ : *train.epochs * batches_per_epoch_;
-    throw Error("CFG015",
-                concat("the run would have no step: its data make ", batches, " micro-batches, and one step takes ",
-                       train.grad_accumulation, " (train.grad_accumulation)"))
-        .fix(concat("lower train.grad_accumulation, or ",
-                    order_ ? "name a longer data.order_file" : "raise train.epochs"));
-  }
+  const std::int64_t batches = order_ ? batches_per_epoch_ : *train.epochs * batches_per_epoch_;
+  if (batches >= train.grad_accumulation) return;
+  throw Error("CFG015",
+              concat("the run would have no step: its data make ", batches, " micro-batches, and one step takes ",
+                     train.grad_accumulation, " (train.grad_accumulation)"))
+      .fix(concat("lower train.grad_accumulation, or ",
+                  order_ ? "name a longer data.order_file" : "raise train.epochs"));
+}
+
+std::int64_t Session::goal_after(const PlanStart& start) const {
+  const TrainOptions& train = options_.train;
+  std::int64_t goal = INT64_MAX;
   // An order file ends by itself; counting its lines again after a resume from elsewhere would end too early.
-  if (!order_ && by_data) goal_step_ = *by_data;
-  if (train.max_steps) goal_step_ = std::min(goal_step_, *train.max_steps);
-  facts_.total_steps = options_.optimizer.total_steps.value_or(train.max_steps.value_or(by_data.value_or(0)));
-  if (options_.optimizer.warmup_steps > facts_.total_steps) {
-    log_warning("config", "optimizer.warmup_steps (", options_.optimizer.warmup_steps,
-                ") is longer than the whole schedule (", facts_.total_steps,
-                " steps): the full learning rate is never reached");
+  if (!order_ && train.epochs) {
+    const std::int64_t left = *train.epochs * batches_per_epoch_ - start.batches;
+    goal = start.step + std::max<std::int64_t>(left, 0) / train.grad_accumulation;
   }
-  facts_.effective_batch = train.batch_size * train.grad_accumulation;
+  return train.max_steps ? std::min(goal, *train.max_steps) : goal;
+}
+
+// Steps of the schedule and of the run (interface.md §2: optimizer.total_steps, train.max_steps, train.epochs).
+void Session::set_goal(const PlanStart& start) {
+  goal_step_ = goal_after(start);
+  std::int64_t by_data = goal_step_ < INT64_MAX ? goal_step_ : 0;
+  if (order_) by_data = batches_per_epoch_ / options_.train.grad_accumulation;
+  facts_.total_steps = options_.optimizer.total_steps.value_or(options_.train.max_steps.value_or(by_data));
+  facts_.effective_batch = options_.train.batch_size * options_.train.grad_accumulation;
 }
 
 std::unique_ptr<BatchSequence> Session::make_sequence() {
@@ -325,25 +272,13 @@ void Session::build_training() {
   }
   monitors_ = std::make_unique<Monitors>(options_.checkpoint, options_.early_stopping);
   guard_ = std::make_unique<StabilityGuard>(options_.stability, scaler_ != nullptr);
+  if (options_.optimizer.warmup_steps > facts_.total_steps) {
+    log_warning("config", "optimizer.warmup_steps (", options_.optimizer.warmup_steps,
+                ") is longer than the whole schedule (", facts_.total_steps,
+                " steps): the full learning rate is never reached");
+  }
   schedule_ = std::make_unique<LearningRateSchedule>(options_.optimizer, facts_.total_steps);
   engine_ = make_engine(*model_, options_, compute_, engine_reason_, adaptation_->adapters());
-}
-
-// Before anything is built on the options: adapters of other settings would not even have the checkpoint's shapes.
-void Session::check_resume() {
-  if (!checkpoint_) return;
-  if (kind_ == CheckpointKind::kOurs) {
-    decision_ = compare_for_resume(stored_config(checkpoint_->file.root), stored_facts(checkpoint_->file.root),
-                                   options_, facts_, request_.allowed_changes);
-    for (const std::string& note : decision_.notes) log_info("resume", note);
-    return;
-  }
-  if (!options_.peft.enabled()) return;
-  throw Error("CKP010", "a run of the Python trainer cannot be continued with adapters")
-      .where(checkpoint_->path)
-      .detail(concat("peft.method: checkpoint none, now \"", options_.peft.method, "\""))
-      .detail("keys: the checkpoint holds model (whole weights), this run needs base_model and adapter")
-      .fix("start fresh from it as a base: init.from = this file, and another --output-dir");
 }
 
 // The accumulation counts micro-batches over all ranks.
@@ -389,46 +324,6 @@ void Session::check_new_rows() const {
           "peft.target_modules");
 }
 
-void Session::restore() {
-  if (!checkpoint_) return;
-  const Value& root = checkpoint_->file.root;
-  CheckpointParts live = parts();
-  if (kind_ == CheckpointKind::kPython) {
-    restore_python_state(root, live);
-    log_info("resume", "the Python trainer's order of samples is not in its checkpoint: epoch ", state_.epoch,
-             " goes on in our own order from batch ", state_.cursor.batch, " and may repeat or miss samples");
-    if (order_) state_.cursor = BatchCursor{};
-    mend_position();
-    return;
-  }
-  const RunFacts saved = stored_facts(root);
-  restore_training_state(root, live, decision_.groups_changed);
-  mend_position();
-  if (order_) {
-    // The same file goes on behind the lines consumed; another one starts at its first line.
-    if (saved.order_fingerprint != facts_.order_fingerprint) state_.cursor = BatchCursor{};
-    return;
-  }
-  if (decision_.data_changed || !saved.order_fingerprint.empty()) {
-    state_.cursor = BatchCursor{state_.cursor.epoch + 1, 0, state_.cursor.consumed};
-    log_info("resume", "the data changed: epoch ", state_.cursor.epoch, " begins");
-    return;
-  }
-  // Not only after --allow-change order: with a token budget the layout decides how many samples a batch takes.
-  const LoadedConfig before = load_config_json(stored_config(root), checkpoint_->path);
-  const PlanSettings previous = PlanSettings::from(before.options);
-  if (previous == sampler_->settings()) return;
-  state_.cursor = sampler_->carry_over(state_.cursor, previous);
-  log_info("resume", "the order changed: the epoch's samples that were not consumed follow in the new order");
-}
-
-// A position counted in samples may lie beyond our plan of the epoch, which leaves out what does not fit the model.
-void Session::mend_position() {
-  BatchCursor& cursor = state_.cursor;
-  if (!sampler_ || cursor.consumed > 0 || cursor.batch == 0) return;  // ours count what was consumed
-  if (cursor.batch >= sampler_->plan(cursor.epoch).size()) cursor = BatchCursor{cursor.epoch + 1, 0, 0, {}};
-}
-
 // Everything up to the first step; false when there is nothing left to train, or a stop was asked for.
 bool Session::prepare() {
   begin_stage("plan");
@@ -436,11 +331,13 @@ bool Session::prepare() {
   const bool look_early = options_.train.batch_size_auto;  // a checkpoint may hold the size
   if (look_early) find_checkpoint();
   if (!choose_batch_size()) return false;
-  plan_steps();
+  plan_epoch();
   check_ranks();
   if (request_.resume == "auto" && !request_.preflight && ranks_.from_first(ranks_.first() && already_done()))
     return false;
   if (!look_early) find_checkpoint();
+  position_ = find_position();
+  set_goal(position_.start);
   begin_stage("weights");
   build_model();
   build_training();

@@ -1,5 +1,6 @@
 #pragma once
-// The class behind run_training(): session.cc builds and runs, session_banner.cc tells what is going to happen.
+// The class behind run_training(): session.cc builds and runs, session_resume.cc finds what to continue and where,
+// session_banner.cc tells what is going to happen.
 
 #include <memory>
 #include <optional>
@@ -25,6 +26,13 @@ class Session {
   ExitStatus run();
 
  private:
+  // Where a continued run goes on in the data; `note` says what became of the checkpoint's place.
+  struct Position {
+    BatchCursor cursor;
+    PlanStart start;
+    std::string note;
+  };
+
   bool prepare();
   ExitStatus train();
   void begin_stage(std::string_view name) const;
@@ -33,7 +41,9 @@ class Session {
   BatchFit measure_batch_size(std::int64_t effective);
   void find_checkpoint();
   void open_data();
-  void plan_steps();
+  void plan_epoch();
+  std::int64_t goal_after(const PlanStart& start) const;
+  void set_goal(const PlanStart& start);
   void build_model();
   void load_base_weights();
   void build_training();
@@ -41,8 +51,9 @@ class Session {
   void check_new_rows() const;
   void check_ranks();
   void make_sync();
+  Position find_position() const;
+  BatchCursor mended(const BatchCursor& cursor) const;
   void restore();
-  void mend_position();
   std::unique_ptr<BatchSequence> make_sequence();
   std::unique_ptr<TrainingSampler> make_sampler();
   CheckpointParts parts();
@@ -84,6 +95,7 @@ class Session {
   std::unique_ptr<TrainingSampler> training_sampler_;
   bool has_conditioners_ = true;  // false: the start weights came without them
   ResumeDecision decision_;
+  Position position_;
   TrainState state_;
 };
 

@@ -358,6 +358,7 @@ void Trainer::roll_back() {
   parts_.engine.parameters_changed();
   parts_.core.guard.rolled_back(guard);
   state_.cursor = left.cursor;
+  state_.plan_start = left.plan_start;
   state_.epoch = left.epoch;
   state_.windows = left.windows;
   state_.samples = left.samples;
@@ -582,7 +583,10 @@ TrainOutcome Trainer::finish(StopReason reason) {
   const char* name = names[static_cast<int>(reason)];
   parts_.reporter.event(state_.step, reason == StopReason::kEarlyStop ? "early_stop" : "stop", {{"reason", name}});
   if (goal && status == ExitStatus::kOk && parts_.ranks.first()) {
-    nlohmann::ordered_json done = {{"reason", name}, {"step", state_.step}, {"goal", parts_.goal_step}};
+    nlohmann::ordered_json done = {{"reason", name},
+                                   {"step", state_.step},
+                                   {"goal", parts_.goal_step},
+                                   {"plan_start", state_.plan_start.save_state()}};
     if (reason == StopReason::kEarlyStop) done["patience"] = options_.early_stopping.patience;
     write_file_atomically(path_join(parts_.run_directory, "DONE"), done.dump() + "\n");
   }

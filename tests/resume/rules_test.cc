@@ -230,13 +230,17 @@ TEST(AllowChange, AfterDataTheNextEpochBegins) {
   EXPECT_EQ(file.root.at("batch_idx").as_int(), 2);  // of this epoch
 }
 
-// Sums of scored tokens over the first epoch are those of the data when every sample came once.
-std::int64_t mel_tokens_of_epoch(const std::string& run) {
+// Sums of scored tokens over an epoch are those of the data when every sample came once.
+std::int64_t mel_tokens_of_epoch(const std::string& run, std::int64_t epoch = 0) {
   std::int64_t tokens = 0;
   for (const nlohmann::json& line : metrics_of(run, "train")) {
-    if (line.at("epoch") == 0) tokens += line.at("mel_tokens").get<std::int64_t>();
+    if (line.at("epoch") == epoch) tokens += line.at("mel_tokens").get<std::int64_t>();
   }
   return tokens;
+}
+
+std::int64_t last_step(const std::string& run) {
+  return metrics_of(run, "train").back().at("step").get<std::int64_t>();
 }
 
 TEST(AllowChange, AfterOrderTheSamplesNotYetUsedFollow) {
@@ -266,6 +270,70 @@ TEST(AllowChange, AfterOrderTheSamplesNotYetUsedFollow) {
       ASSERT_EQ(train_here(options(changes[i].first), run), ExitStatus::kOk);
     }
     EXPECT_EQ(mel_tokens_of_epoch(run), mel_tokens_of_epoch(folder.file("whole"))) << i;
+  }
+}
+
+// 24 samples: 8 micro-batches of 3 or 4 of 6 are an epoch.
+TEST(AllowChange, EpochsAreReachedWhateverTheirLengthBecomes) {
+  const auto options = [](std::vector<std::string> more) {
+    more.insert(more.begin(), {"train.max_steps=null", "optimizer.total_steps=null", "validation.interval=0",
+                               "train.log_interval=1", "train.grad_accumulation=1", "train.batch_size=3"});
+    return small_run(more);
+  };
+  const std::vector<std::string> two = {"train.epochs=2"}, larger = {"train.epochs=2", "train.batch_size=6"};
+  const std::set<std::string> allowed = {"batch", "order", "schedule"};
+  const TemporaryFolder folder;
+  const std::string whole = folder.file("whole"), run = folder.file("run");
+  ASSERT_EQ(train_here(options(two), whole), ExitStatus::kOk);
+  ASSERT_EQ(last_step(whole), 16);
+
+  // In the middle of an epoch, 12 samples before its end, and back in the next one, 18 before its end.
+  ASSERT_EQ(train_here(options(two), run, "auto", 4), ExitStatus::kOk);
+  ASSERT_EQ(train_here(options(larger), run, "auto", 7, allowed), ExitStatus::kOk);
+  EXPECT_THAT(read_file(run + "/log.txt", 16 << 20), HasSubstr("schedule over 10; starting at step 4"));
+  ASSERT_EQ(train_here(options(two), run, "auto", std::nullopt, allowed), ExitStatus::kOk);
+  EXPECT_EQ(last_step(run), 7 + 6);
+  for (const std::int64_t epoch : {0, 1}) {
+    EXPECT_EQ(mel_tokens_of_epoch(run, epoch), mel_tokens_of_epoch(whole, epoch)) << epoch;
+  }
+
+  // DONE knows the reckoning, and so does a run that goes on.
+  ASSERT_EQ(train_here(options(two), run), ExitStatus::kOk);
+  EXPECT_EQ(last_step(run), 13);
+  ASSERT_EQ(train_here(options({"train.epochs=3"}), run, "auto", std::nullopt, {"schedule"}), ExitStatus::kOk);
+  EXPECT_EQ(last_step(run), 21);
+  EXPECT_EQ(mel_tokens_of_epoch(run, 2), mel_tokens_of_epoch(whole, 0));
+}
+
+TEST(AllowChange, EpochsAreReachedWithOtherDataOrAnotherAccumulation) {
+  const auto options = [](std::vector<std::string> more) {
+    more.insert(more.begin(), {"train.max_steps=null", "train.epochs=3", "optimizer.total_steps=null",
+                               "validation.interval=0", "train.log_interval=1", "train.grad_accumulation=1"});
+    return small_run(more);
+  };
+  const TemporaryFolder folder;
+  const std::string data = folder.file("data"), windows = folder.file("windows");
+  const std::string more = "data.train_manifests=[\"" + testing::data_path("fixtures/data/train_pairs.jsonl") +
+                           "\",\"" + testing::data_path("fixtures/data/val_pairs.jsonl") + "\"]";
+  ASSERT_EQ(train_here(options({}), data, "auto", 10), ExitStatus::kOk);  // the second epoch has begun
+  ASSERT_EQ(train_here(options({more}), data, "auto", std::nullopt, {"data", "schedule"}), ExitStatus::kOk);
+  EXPECT_EQ(last_step(data), 10 + 8);  // the third has 32 samples
+
+  ASSERT_EQ(train_here(options({}), windows, "auto", 10), ExitStatus::kOk);
+  ASSERT_EQ(train_here(options({"train.grad_accumulation=2"}), windows, "auto", std::nullopt, {"batch", "schedule"}),
+            ExitStatus::kOk);
+  EXPECT_EQ(last_step(windows), 10 + 4);  // 8 of 18 micro-batches were left
+}
+
+TEST(AllowChange, ADamagedDoneMarkIsTakenForNone) {
+  for (const char* text : {"", "[]", "{\"goal\": \"x\"}", "{\"goal\": 2, \"plan_start\": {\"step\": []}}"}) {
+    SCOPED_TRACE(text);
+    const TemporaryFolder folder;
+    const std::string run = folder.file("run");
+    ASSERT_EQ(train_here(small_run(run_of_six()), run, "auto", 2), ExitStatus::kOk);
+    write_file_atomically(run + "/DONE", text);
+    ASSERT_EQ(train_here(small_run(run_of_six()), run), ExitStatus::kOk);
+    EXPECT_EQ(last_step(run), 6);
   }
 }
 

@@ -81,6 +81,10 @@ std::string stored_config(const Value& root);
 RunFacts stored_facts(const Value& root);
 const Value* stored_ewc(const Value& root);  // null: the run had none
 
+// The counters of one of our checkpoints. Where they lack a position, it is the one that the Python trainer's keys
+// name.
+TrainState stored_state(const Value& root, const Options& options);
+
 // Restores one of our checkpoints into the parts (weights, moments, EMA, scaler, monitors, counters). `groups_changed`
 // lets tensors without saved moments start anew. Throws CKP errors before anything is changed where it can.
 void restore_training_state(const Value& root, CheckpointParts& parts, bool groups_changed);

@@ -34,10 +34,13 @@ struct RunFacts {
 };
 
 struct ResumeDecision {
-  bool data_changed = false;       // the next epoch begins, with the new data
   bool groups_changed = false;     // moments are kept by name, new tensors start without
   std::vector<std::string> notes;  // lines for the log
 };
+
+// True where the positions in an epoch count other samples: the next epoch begins, with the new data.
+bool data_differs(const std::string& saved_config, const RunFacts& saved, const Options& now_options,
+                  const RunFacts& now);
 
 // Throws CKP010 naming every difference that is not allowed.
 ResumeDecision compare_for_resume(const std::string& saved_config, const RunFacts& saved, const Options& now_options,

@@ -491,12 +491,24 @@ TEST(TrainState, RoundTrips) {
   state.epoch = 2;
   state.cursor.epoch = 2;
   state.cursor.batch = 3;
+  state.plan_start = {4, 11};
   state.meters.loss_sum = 0.1 + 0.2;
   state.meters.steps = 2;
   state.validation_due = true;
   TrainState copy;
   copy.load_state(state.save_state());
   EXPECT_EQ(copy.save_state().dump(), state.save_state().dump());
+}
+
+TEST(TrainState, RefusesAnImpossiblePlanStart) {
+  nlohmann::json state = TrainState{}.save_state();
+  for (const std::int64_t wrong : {std::int64_t{-1}, INT64_MAX}) {
+    for (const char* key : {"step", "batches"}) {
+      state["plan_start"] = {{key, wrong}};
+      TrainState loaded;
+      EXPECT_THROW(loaded.load_state(state), Error) << key << wrong;
+    }
+  }
 }
 
 TEST(ResumeRules, NamesOfChanges) {
