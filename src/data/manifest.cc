@@ -225,6 +225,7 @@ void PairIndex::index_chunk(const File& file, std::uint32_t number, Chunk& chunk
   RecordParser parser;
   PairRecord record;
   RecordProblem problem;
+  chunk.entries.reserve((chunk.end - chunk.begin) / 256);  // records are longer; what is not used costs no memory
   std::size_t at = chunk.begin;
   while (at < chunk.end) {
     const void* newline = std::memchr(bytes.data() + at, '\n', chunk.end - at);
