@@ -15,8 +15,17 @@ namespace {
 
 constexpr std::uint64_t kMaxMetricsBytes = std::uint64_t{4} << 30;
 
+bool says(const nlohmann::json& line, const char* key, std::string_view value) {
+  const auto found = line.find(key);
+  return found != line.end() && found->is_string() && found->get_ref<const std::string&>() == value;
+}
+
+bool of_validation(const nlohmann::json& line) {
+  return says(line, "type", "validation") || says(line, "event", "validation_cost") || says(line, "event", "best");
+}
+
 // The lines of `content` whose step is at most `last_step`; a line that is torn or no JSON ends the file.
-std::string kept_lines(const std::string& content, std::int64_t last_step) {
+std::string kept_lines(const std::string& content, std::int64_t last_step, bool validation_due) {
   std::string kept;
   std::size_t begin = 0;
   while (begin < content.size()) {
@@ -24,8 +33,12 @@ std::string kept_lines(const std::string& content, std::int64_t last_step) {
     if (end == std::string::npos) break;
     const std::string line = content.substr(begin, end - begin);
     const auto parsed = nlohmann::json::parse(line, nullptr, false);
-    if (parsed.is_object() && parsed.value("step", std::int64_t{0}) <= last_step) kept += line + "\n";
     begin = end + 1;
+    if (!parsed.is_object()) continue;
+    const auto found = parsed.find("step");
+    const std::int64_t step = found != parsed.end() && found->is_number() ? found->get<std::int64_t>() : 0;
+    if (step > last_step || (validation_due && step == last_step && of_validation(parsed))) continue;
+    kept += line + "\n";
   }
   return kept;
 }
@@ -36,8 +49,8 @@ double unix_time() {
 
 }  // namespace
 
-MetricsLog::MetricsLog(const std::string& path, std::int64_t last_step) : path_(path) {
-  cut(last_step);
+MetricsLog::MetricsLog(const std::string& path, std::int64_t last_step, bool validation_due) : path_(path) {
+  cut(last_step, validation_due);
 }
 
 MetricsLog::~MetricsLog() {
@@ -53,12 +66,12 @@ void MetricsLog::open() {
   }
 }
 
-void MetricsLog::cut(std::int64_t last_step) {
+void MetricsLog::cut(std::int64_t last_step, bool validation_due) {
   if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
   if (!path_.empty() && file_exists(path_)) {
     const std::string content = read_file(path_, kMaxMetricsBytes);
-    const std::string kept = kept_lines(content, last_step);
+    const std::string kept = kept_lines(content, last_step, validation_due);
     if (kept.size() != content.size()) write_file_atomically(path_, kept);
   }
   open();

@@ -25,20 +25,21 @@ double ratio(double part, double whole) {
 }  // namespace
 
 Reporter::Reporter(const std::string& run_directory, const Options& options, const ParameterSet& parameters,
-                   at::Device device, std::int64_t step, std::int64_t goal_step)
+                   at::Device device, const TrainState& state, std::int64_t goal_step)
     : options_(options),
       parameters_(parameters),
       device_(device),
       peak_flops_(peak_flops(describe_device(device), options.train.precision)),
-      metrics_(run_directory.empty() ? "" : path_join(run_directory, "metrics.jsonl"), step),
+      metrics_(run_directory.empty() ? "" : path_join(run_directory, "metrics.jsonl"), state.step,
+               state.validation_due),
       progress_({progress_mode(run_directory.empty() ? "off" : options.logging.progress),
                  goal_step < INT64_MAX ? goal_step : 0,
-                 step,
+                 state.step,
                  60,
                  {}}) {
   if (run_directory.empty() || !options.logging.tensorboard) return;
-  tensorboard_ = std::make_unique<TensorBoardWriter>(run_directory, step > 0 ? step + 1 : 0);
-  tensorboard_->text("config", step, "```json\n" + effective_json(options) + "\n```");
+  tensorboard_ = std::make_unique<TensorBoardWriter>(run_directory, state.step > 0 ? state.step + 1 : 0);
+  tensorboard_->text("config", state.step, "```json\n" + effective_json(options) + "\n```");
 }
 
 Reporter::~Reporter() = default;

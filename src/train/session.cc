@@ -395,7 +395,7 @@ ExitStatus Session::train() {
       state_.cursor);
   CheckpointStore store(ranks_.first() ? directory_ : "", options_.checkpoint);
   make_sync();
-  Reporter reporter(ranks_.first() ? directory_ : "", options_, parameters_, request_.device, state_.step, goal_step_);
+  Reporter reporter(ranks_.first() ? directory_ : "", options_, parameters_, request_.device, state_, goal_step_);
   reporter.lengths(*train_, state_.step);
   PythonExtras extras;
   const auto describe = [](const Dataset& dataset) {

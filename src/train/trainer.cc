@@ -420,6 +420,7 @@ void Trainer::validate() {
   const Progress::Phase phase(parts_.reporter.progress(), "validating");
   const auto begin = std::chrono::steady_clock::now();
   last_validated_step_ = state_.step;
+  last_saved_step_ = -1;  // a checkpoint of this step lacks what comes now
   state_.validation_due = true;
   report_saves();  // what is best depends on what could be written
   const auto stop = [this] { return stop_asked("validating"); };
@@ -542,7 +543,7 @@ void Trainer::keep_what_is_there() {
 
 // What rank 0 finds, for all.
 bool Trainer::something_to_save() {
-  const bool here = parts_.ranks.first() && (!saved() || state_.validation_due || parts_.store.steps_on_disk().empty());
+  const bool here = parts_.ranks.first() && (!saved() || parts_.store.steps_on_disk().empty());
   return parts_.ranks.from_first(here);
 }
 

@@ -211,7 +211,7 @@ void bench_live_view(const Settings& settings) {
   const std::string folder = path_join(settings.folder, "live");
   make_directories(folder);
   add_log_file(path_join(folder, "log.txt"));
-  Reporter reporter(folder, rig.options, rig.parameters, at::kCPU, /*step=*/0, /*goal_step=*/100'000);
+  Reporter reporter(folder, rig.options, rig.parameters, at::kCPU, TrainState{}, /*goal_step=*/100'000);
   const int calls = settings.quick ? 200 : 2000;
   const auto mean_seconds = [&](const std::function<void()>& call) {  // of many: a flush now and then counts
     return median_seconds(settings, 5,

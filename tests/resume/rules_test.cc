@@ -393,6 +393,35 @@ TEST(OldCheckpoints, WithoutEmaEarlyStoppingOrSamplerStateLoadEachWithOneLine) {
   EXPECT_TRUE(identical(file.root.at("model"), read_tensor_file(folder.file("whole/latest.pt")).root.at("model")));
 }
 
+std::size_t validations_at(const std::string& run, std::int64_t step) {
+  std::size_t found = 0;
+  for (const nlohmann::json& line : metrics_of(run, "validation")) found += line.at("step") == step;
+  return found;
+}
+
+TEST(InterruptedValidation, IsToldOnceWhateverFollowsIt) {
+  const Options options = small_run({"validation.interval=2", "validation.by=[\"speaker\"]", "ema.enabled=true"});
+  const auto interrupted = [](Value& root) {
+    edit_state(root, [](nlohmann::json& state) { state["validation_due"] = true; });
+  };
+  const TemporaryFolder folder;
+  const std::string run = folder.file("run"), whole = folder.file("whole");
+  ASSERT_EQ(train_here(options, whole), ExitStatus::kOk);
+  const std::size_t lines = validations_at(whole, 2);
+  ASSERT_GT(lines, 2u);
+  ASSERT_EQ(train_here(options, run, "auto", 2), ExitStatus::kOk);
+  // Killed behind its lines, before a checkpoint knows of it: done again, the lines of the first time are gone.
+  rewrite(run, 2, interrupted);
+  ASSERT_EQ(train_here(options, run, "auto", 2), ExitStatus::kOk);
+  EXPECT_EQ(validations_at(run, 2), lines);
+  // Stopped behind it: the checkpoint of the step is written anew and knows.
+  const LoadedFile file = read_tensor_file(run + "/latest.pt");
+  EXPECT_FALSE(nlohmann::json::parse(file.root.at("train_gpt_v2").at("state").as_string()).at("validation_due"));
+  ASSERT_EQ(train_here(options, run), ExitStatus::kOk);
+  EXPECT_EQ(metrics_of(run, "validation").size(), metrics_of(whole, "validation").size());
+  expect_same_checkpoint(run + "/latest.pt", whole + "/latest.pt");
+}
+
 TEST(OldCheckpoints, APositionBeyondTheEpochIsTheNextOne) {
   const TemporaryFolder folder;
   const std::string run = folder.file("run");

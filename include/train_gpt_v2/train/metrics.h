@@ -15,9 +15,10 @@ using OrderedJson = nlohmann::ordered_json;
 
 class MetricsLog {
  public:
-  // Opens for appending; lines with a step beyond `last_step` and a torn last line are removed first.
+  // Opens for appending; lines with a step beyond `last_step` and a torn last line are removed first, and where the
+  // validation at that step is done again (`validation_due`), its lines of the first time.
   // An unwritable file is reported once in the log and does not stop training. "" writes nothing.
-  MetricsLog(const std::string& path, std::int64_t last_step);
+  MetricsLog(const std::string& path, std::int64_t last_step, bool validation_due = false);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
@@ -26,7 +27,7 @@ class MetricsLog {
   void write(const OrderedJson& line);
   void event(std::int64_t step, const std::string& name, OrderedJson details = OrderedJson::object());
   // Removes what lies behind `last_step` (rollback within a run).
-  void cut(std::int64_t last_step);
+  void cut(std::int64_t last_step, bool validation_due = false);
 
  private:
   void open();

@@ -21,10 +21,10 @@ namespace train_gpt_v2 {
 
 class Reporter {
  public:
-  // metrics.jsonl and the event file are cut behind `step`, where training goes on. Folder "": no files, no live line
-  // (ranks other than the first).
+  // metrics.jsonl and the event file are cut behind the step of `state`, where training goes on. Folder "": no files,
+  // no live line (ranks other than the first).
   Reporter(const std::string& run_directory, const Options& options, const ParameterSet& parameters, at::Device device,
-           std::int64_t step, std::int64_t goal_step);
+           const TrainState& state, std::int64_t goal_step);
   ~Reporter();
 
   void lengths(const Dataset& data, std::int64_t step);       // histograms, once per process

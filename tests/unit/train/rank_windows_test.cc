@@ -200,7 +200,7 @@ int train_until_it_fails(Rig& rig, Engine& engine, const std::string& folder, st
   BatchLoader loader(rig.data, std::make_unique<EpochSequence>(sampler, BatchCursor{}), {1, 2, rank, 2, 2});
   const std::string own = rank == 0 ? folder : "";
   CheckpointStore store(own, rig.options.checkpoint);
-  Reporter reporter(own, rig.options, rig.parameters, at::kCPU, 0, 20);
+  Reporter reporter(own, rig.options, rig.parameters, at::kCPU, TrainState{}, 20);
   PythonExtras extras;
   Trainer trainer({core, schedule, engine, rig.ranks, *rig.sync, loader, nullptr, nullptr, store, reporter, extras,
                    folder, "test", std::nullopt, 20});

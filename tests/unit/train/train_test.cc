@@ -483,6 +483,19 @@ TEST(MetricsLog, IsCutBehindTheStepAndLosesATornLine) {
   EXPECT_NE(kept.find("\"loss\":0.2"), std::string::npos);
 }
 
+TEST(MetricsLog, LosesTheLinesOfAValidationThatIsDoneAgainAndTakesForeignOnesAsTheyAre) {
+  const TemporaryFolder folder;
+  const std::string validation = "{\"type\":\"validation\",\"step\":2}\n", best = "{\"event\":\"best\",\"step\":2}\n";
+  const std::string others =
+      "{\"type\":\"validation\",\"step\":1}\n{\"type\":\"train\",\"step\":2}\n{\"event\":\"save\",\"step\":2}\n"
+      "{\"type\":7,\"event\":[],\"step\":\"x\"}\n{}\n";
+  const std::string path = folder.write("metrics.jsonl", validation + others + best);
+  { const MetricsLog log(path, 2); }
+  EXPECT_EQ(read_file(path, 1 << 20), validation + others + best);
+  { const MetricsLog log(path, 2, /*validation_due=*/true); }
+  EXPECT_EQ(read_file(path, 1 << 20), others);
+}
+
 TEST(TrainState, RoundTrips) {
   TrainState state;
   state.step = 5;
