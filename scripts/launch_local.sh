@@ -33,10 +33,12 @@ if [ "$1" = train_gpt_v2 ]; then
   set -- "$program" "$@"
 fi
 
-free_port() { # one that nobody listens on now
+# One that nobody listens on now, below those that Linux gives to outgoing connections (32768 on): such a one may be
+# taken without a listener.
+free_port() {
   local port
   for _ in $(seq 50); do
-    port=$((20000 + RANDOM % 20000))
+    port=$((20000 + RANDOM % 12000))
     (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
   done
   echo 29500

@@ -69,7 +69,8 @@ RankEnvironment of_slurm(const VariableLookup& lookup) {
   const std::int64_t node_count = number_or(lookup, "SLURM_STEP_NUM_NODES", 1, kMaxRanks);
   env.local_size = node_count == 1 ? env.size : 0;
   env.address = lookup("MASTER_ADDR").value_or(node_count == 1 || nodes.empty() ? "127.0.0.1" : first_host(nodes));
-  constexpr std::int64_t kFirstPort = 20000, kPorts = 20000;  // jobs that share a node must not meet on one port
+  // Jobs that share a node must not meet on one port, nor on one of an outgoing connection (Linux: from 32768 on).
+  constexpr std::int64_t kFirstPort = 20000, kPorts = 12000;
   const std::int64_t job = number_or(lookup, "SLURM_JOB_ID", 0, INT64_MAX),
                      step = number_or(lookup, "SLURM_STEP_ID", 0, INT64_MAX);
   env.port = static_cast<std::uint16_t>(number_or(lookup, "MASTER_PORT", kFirstPort + (job + step) % kPorts, 65535));
