@@ -96,7 +96,7 @@ TrainOutcome Trainer::train() {
     const double seconds = seconds_since(begin);
     state_.meters.step_seconds += seconds;
     state_.train_seconds += seconds;
-    do_what_is_due(/*last=*/false);
+    do_what_is_due(/*last=*/state_.step >= parts_.goal_step);
   }
 }
 
