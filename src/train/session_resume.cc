@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "session_impl.h"
 #include "train_gpt_v2/config/loader.h"
@@ -7,6 +8,30 @@
 #include "train_gpt_v2/core/logging.h"
 
 namespace train_gpt_v2 {
+namespace {
+
+struct DoneMark {
+  std::int64_t goal = 0;
+  std::optional<std::int64_t> patience;  // of a run that was stopped early
+  PlanStart start;
+};
+
+// Nothing where the file holds no such mark.
+std::optional<DoneMark> read_done(const std::string& path) {
+  try {
+    const auto done = nlohmann::json::parse(read_file(path, 1 << 16));
+    DoneMark mark{done.at("goal").get<std::int64_t>(), std::nullopt,
+                  PlanStart::load_state(done.value("plan_start", nlohmann::json::object()))};
+    if (done.value("reason", "") == "early_stop") mark.patience = done.at("patience").get<std::int64_t>();
+    return mark;
+  } catch (const nlohmann::json::exception&) {
+    return std::nullopt;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace
 
 void Session::find_checkpoint() {
   if (request_.resume == "none") {
@@ -48,27 +73,18 @@ void Session::find_checkpoint() {
 bool Session::already_done() {
   const std::string path = path_join(directory_, "DONE");
   if (!file_exists(path)) return false;
-  const auto done = nlohmann::json::parse(read_file(path, 1 << 16), nullptr, false);
   const EarlyStoppingOptions& stopping = options_.early_stopping;
-  std::int64_t goal = 0, patience = stopping.patience;
-  bool stopped_early = false;
-  PlanStart start;
-  try {
-    goal = done.at("goal").get<std::int64_t>();
-    stopped_early = done.value("reason", "") == "early_stop";
-    patience = done.value("patience", patience);
-    start = PlanStart::load_state(done.value("plan_start", nlohmann::json::object()));
-  } catch (const nlohmann::json::exception&) {
+  const std::optional<DoneMark> done = read_done(path);
+  if (!done) {
     log_warning("train", path, " cannot be read: the checkpoint tells how far the run came");
-  }
-  if (const std::int64_t now = goal_after(start); now > goal) {
-    log_info("train", "DONE says the run ended at step ", goal, "; the goal is now ",
+  } else if (const std::int64_t now = goal_after(done->start); now > done->goal) {
+    log_info("train", "DONE says the run ended at step ", done->goal, "; the goal is now ",
              now < INT64_MAX ? concat("step ", now) : "further on", ", so it goes on");
-  } else if (stopped_early && (!stopping.enabled || stopping.patience > patience)) {
+  } else if (done->patience && (!stopping.enabled || stopping.patience > *done->patience)) {
     log_info("train", "DONE says the run was stopped early; it has more patience now, so it goes on");
   } else {
     log_info("train", "nothing to do: ", path, " says that this run ",
-             stopped_early ? "was stopped early" : "reached its goal");
+             done->patience ? "was stopped early" : "reached its goal");
     return true;
   }
   remove_file(path);

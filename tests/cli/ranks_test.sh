@@ -245,6 +245,13 @@ for rank in 0 1; do
   check "an error of rank $rank was among them" grep -q "on rank $rank" "$work/all_errors"
 done
 
+# One start in a hundred met a port of an outgoing connection, which Linux takes from 32768 on.
+for _ in $(seq 20); do env -u MASTER_PORT "$launch" -n 1 -- bash -c 'echo "$MASTER_PORT"' & done >"$work/ports"
+wait
+check "20 starts" test "$(wc -l <"$work/ports")" = 20
+check "their ports are none of outgoing connections: $(tr '\n' ' ' <"$work/ports")" \
+  awk '$1 < 20000 || $1 > 31999 {exit 1}' "$work/ports"
+
 fails_with 78 "accumulation that the ranks do not divide" run_on 2 phase1 odd --set train.grad_accumulation=3
 check "it names what would do" says "2 or 4"
 printf '{"broken\n' >"$work/broken.jsonl"

@@ -413,5 +413,21 @@ TEST(Saving, EveryDueCheckpointIsWrittenAndSaysHowLongTrainingStoodStill) {
   EXPECT_EQ(steps, (std::vector<std::int64_t>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}));
 }
 
+TEST(Saving, TheLastCheckpointKnowsTheLastValidationAndIsWrittenOnce) {
+  const TemporaryFolder folder;
+  const std::string run = folder.file("run");
+  ASSERT_EQ(train_here(small_run({"checkpoint.interval=5", "validation.interval=100"}), run), ExitStatus::kOk);
+  const std::vector<nlohmann::json> validations = metrics_of(run, "validation");
+  ASSERT_EQ(validations.size(), 1u);
+  ASSERT_EQ(validations[0].at("step"), 10);
+  EXPECT_EQ(read_tensor_file(run + "/latest.pt").root.at("best_val_mel_loss").as_double(),
+            validations[0].at("mel_loss").get<double>());
+  std::size_t written = 0;
+  for (const nlohmann::json& event : events(run, "save")) {
+    written += event.at("path").get<std::string>().find("model_step10") != std::string::npos;
+  }
+  EXPECT_EQ(written, 1u);
+}
+
 }  // namespace
 }  // namespace train_gpt_v2

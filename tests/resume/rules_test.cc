@@ -326,7 +326,9 @@ TEST(AllowChange, EpochsAreReachedWithOtherDataOrAnotherAccumulation) {
 }
 
 TEST(AllowChange, ADamagedDoneMarkIsTakenForNone) {
-  for (const char* text : {"", "[]", "{\"goal\": \"x\"}", "{\"goal\": 2, \"plan_start\": {\"step\": []}}"}) {
+  for (const char* text :
+       {"", "[]", "{\"goal\": \"x\"}", "{\"goal\": 6, \"plan_start\": {\"step\": []}}",
+        "{\"goal\": 6, \"plan_start\": {\"step\": -1}}", "{\"goal\": 6, \"reason\": \"early_stop\"}"}) {
     SCOPED_TRACE(text);
     const TemporaryFolder folder;
     const std::string run = folder.file("run");
