@@ -7,9 +7,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/tensor.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 #include <utility>
@@ -23,6 +21,8 @@ namespace train_gpt_v2 {
 namespace {
 
 constexpr double kMinNorm = 1e-6;  // rows of zeros must be able to learn (§1.6)
+// What a magnitude of exactly zero counts as: push_products() finds its gradient through W', where zero hides it.
+constexpr double kLeastMagnitude = 1e-15;
 
 constexpr std::pair<AdapterKind, std::string_view> kKinds[] = {{AdapterKind::kLora, "lora"},
                                                                {AdapterKind::kDora, "dora"},
@@ -180,6 +180,11 @@ at::Tensor Adapter::left_factor() const {
   return lambda_.defined() ? b_ * lambda_.t() : b_;
 }
 
+at::Tensor Adapter::nonzero_magnitude() const {
+  const at::Tensor m = magnitude_.detach();
+  return m.masked_fill(m == 0, kLeastMagnitude);
+}
+
 at::Tensor Adapter::gained_b() const {
   const at::Tensor b = b_.detach();
   return magnitude_.defined() ? b * gain_.unsqueeze(1) : b;
@@ -199,7 +204,7 @@ void Adapter::refresh() {
               (s * s) * (gram.to(at::kDouble) * wide_left).sum(1);
   }
   norm_ = squared.clamp_min(0).sqrt().clamp_min(kMinNorm);
-  gain_ = magnitude_ / norm_.to(magnitude_.scalar_type());  // in one type, so that an untouched m gives exactly 1
+  gain_ = nonzero_magnitude() / norm_.to(magnitude_.scalar_type());  // in one type: an untouched m gives exactly 1
 }
 
 void Adapter::write_effective(at::Tensor target) const {
@@ -257,9 +262,7 @@ void Adapter::push_gradient(const at::Tensor& weight_grad) {
 void Adapter::push_products(const GradientProducts& products) {
   const at::NoGradGuard no_grad;
   if (magnitude_.defined()) {
-    // Σ_i G∘V over n, with W' = V·m/n.
-    const at::Tensor m = magnitude_.detach();
-    add_to_grad(magnitude_, at::where(m == 0, at::zeros_like(m), products.columns / m));
+    add_to_grad(magnitude_, products.columns / nonzero_magnitude());  // Σ_i G∘V over n, with W' = V·m/n
   }
   if (rank() > 0) push_factors(products.with_a.t(), products.with_b);
 }

@@ -98,7 +98,7 @@ class Adapter {
 
   // Adds the gradients of A, B, λ, m that follow from dL/dW' (stored layout) to the parameters' .grad (§1.4).
   void push_gradient(const at::Tensor& weight_grad);
-  // The same from products with A and gained_b() as they are. An m of exactly 0 gets no gradient: W' says nothing of V.
+  // The same from products with A and gained_b() as they are.
   void push_products(const GradientProducts& products);
   at::Tensor gained_b() const;  // g⊙B; B without m
 
@@ -117,6 +117,7 @@ class Adapter {
   at::Tensor logical(const at::Tensor& stored) const;  // [out,in] view
   at::Tensor base_view() const { return logical(base_); }
   at::Tensor left_factor() const;  // B, or B·diag(λ)
+  at::Tensor nonzero_magnitude() const;
   void push_factors(const at::Tensor& with_a, const at::Tensor& with_b);
 
   AdapterSpec spec_;

@@ -168,16 +168,22 @@ TEST_F(AdaDora, PruningKeepsRowNormsAndMaskEqualsCompaction) {
   EXPECT_FALSE(compacted.a().grad().defined());
 }
 
-TEST_F(AdaDora, AMagnitudeOfZeroGetsNoGradientFromProducts) {
-  Adapter adapter = make(WeightLayout::kInOut);
+TEST_F(AdaDora, AMagnitudeOfZeroLearnsFromProductsToo) {
+  Adapter adapter = make(WeightLayout::kOutIn);
   {
     const at::NoGradGuard no_grad;
     adapter.magnitude()[1].zero_();
   }
   adapter.refresh();
-  adapter.push_products({at::ones({3, 3}, wide()), at::ones({3, 4}, wide()), at::zeros({3}, wide())});
-  EXPECT_EQ(adapter.magnitude().grad()[1].item<double>(), 0);
-  EXPECT_TRUE(adapter.magnitude().grad().isfinite().all().item<bool>());
+  const at::Tensor weight_grad = at::randn({3, 4}, wide());
+  adapter.push_gradient(weight_grad);
+  const at::Tensor expected = adapter.magnitude().grad().clone();
+  EXPECT_NE(expected[1].item<double>(), 0);
+  for (const AdapterParameter& parameter : adapter.parameters()) parameter.tensor.mutable_grad().reset();
+  adapter.push_products({at::mm(adapter.a().detach(), weight_grad.t()), at::mm(adapter.gained_b().t(), weight_grad),
+                         (weight_grad * adapter.merged()).sum(1)});
+  EXPECT_LT(largest_difference(adapter.magnitude().grad(), expected), kExact);
+  EXPECT_LT(adapter.merged()[1].abs().max().item<double>(), 1e-14);
 }
 
 TEST_F(AdaDora, ExportsAsPlainDora) {
