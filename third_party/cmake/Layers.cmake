@@ -1,11 +1,12 @@
 # How our own targets are made: one static library per layer, one precompiled header for all that include torch.
 include_guard(GLOBAL)
 
-# Warnings, hardening and sanitizers: the same for every target of ours.
+# Warnings, hardening and sanitizers: the same for every target of ours. No separate cold parts of functions: g++ 12 makes
+# empty ones, whose unwind entries hide those of the function behind them, and an exception there ends in abort().
 add_library(tgv2_flags INTERFACE)
 target_include_directories(tgv2_flags INTERFACE "${PROJECT_SOURCE_DIR}/include")
 target_compile_options(tgv2_flags INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wnon-virtual-dtor;$<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>;-Werror;-g1;-fstack-protector-strong>)
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wnon-virtual-dtor;$<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>;-Werror;-g1;-fstack-protector-strong;$<$<CXX_COMPILER_ID:GNU>:-fno-reorder-blocks-and-partition>>)
 target_compile_definitions(tgv2_flags INTERFACE $<$<CONFIG:Release>:_FORTIFY_SOURCE=2>)
 target_link_options(tgv2_flags INTERFACE -Wl,-z,relro,-z,now)
 if(TGV2_SANITIZE STREQUAL "address")
