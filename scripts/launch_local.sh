@@ -23,7 +23,9 @@ while [ $# -gt 0 ]; do
     *) usage >&2; exit 64 ;;
   esac
 done
-case "$count" in ''|*[!0-9]*|0) usage >&2; exit 64 ;; esac
+case "$count" in ''|*[!0-9]*|??????*) usage >&2; exit 64 ;; esac
+count=$((10#$count))  # 08 is no octal number
+[ "$count" -gt 0 ] || { usage >&2; exit 64; }
 [ $# -gt 0 ] || { usage >&2; exit 64; }
 if [ "$1" = train_gpt_v2 ]; then
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -54,11 +56,15 @@ for signal in INT TERM HUP USR1; do
   # shellcheck disable=SC2064
   trap "forward $signal" "$signal"
 done
+# Process groups of their own, so that Ctrl-C reaches the ranks once, through here, and not a second time, which would
+# end them unsaved.
+set -m
 for ((rank = 0; rank < count; rank++)); do
   RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$count LOCAL_WORLD_SIZE=$count MASTER_ADDR=127.0.0.1 MASTER_PORT=$port \
-    OMP_NUM_THREADS=$threads "$@" &
+    OMP_NUM_THREADS=$threads "$@" </dev/null &
   ranks+=($!)
 done
+set +m
 
 status=0
 rounds_since_failure=0  # of 0.2 s: the seconds that bash counts follow a clock that may be set

@@ -50,8 +50,9 @@ tree=$stage/train_gpt_v2
 mkdir -p "$tree/bin" "$tree/lib" "$tree/configs" "$tree/scripts"
 
 # Everything the loader would load, but the C library and the loader: those must be the target's own.
-libraries=$(ldd "$program" | awk '$2 == "=>" {print $1, $3}')
-if grep -q ' not' <<<"$libraries"; then fail 66 "a library is not found: $(grep ' not' <<<"$libraries" | head -n 1)"; fi
+loaded=$(ldd "$program")
+if missing=$(grep -m 1 '=> not found$' <<<"$loaded"); then fail 66 "a library is not found: $missing"; fi
+libraries=$(sed -nE 's/^[[:space:]]*([^[:space:]]+) => (.+) \(0x[0-9a-f]+\)$/\1 \2/p' <<<"$loaded")  # a path may hold spaces
 while read -r name path; do
   case "$name" in
     libc.so.*|libm.so.*|libdl.so.*|librt.so.*|libpthread.so.*|libutil.so.*|libresolv.so.*|ld-linux*) continue ;;

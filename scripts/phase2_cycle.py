@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -29,12 +30,9 @@ def say(text):
 
 
 def plain_path(manifest):
-    """The file of a manifest that may end in ::am, @am or =am."""
-    for mark in ("::", "@", "="):
-        head, found, tail = manifest.rpartition(mark)
-        if found and tail.isalpha() and not os.path.exists(manifest):
-            return head
-    return manifest
+    """The file of a manifest that may end in ::am, @am or =am; the program knows the same suffixes."""
+    found = None if os.path.exists(manifest) else re.fullmatch(r"(.+)(?:::|@|=)[A-Za-z_-]{2,8}", manifest)
+    return found[1] if found else manifest
 
 
 class Program:

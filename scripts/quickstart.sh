@@ -1,7 +1,16 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained demo model: set-up, build, corpus, training, comparison with a bigram.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# What the caller names is relative to where he stands, the defaults are relative to the clone.
+from_caller() {
+  case $1 in
+    /*) printf '%s\n' "$1" ;;
+    *) printf '%s\n' "$caller/$1" ;;
+  esac
+}
 
 usage() {
   cat <<'USAGE'
@@ -29,8 +38,8 @@ while [ $# -gt 0 ]; do
     --smoke) smoke=yes ;;
     --no-build) build=no ;;
     --data|--run)
-      [ $# -ge 2 ] || { usage >&2; exit 64; }
-      if [ "$1" = --data ]; then data=$2; else run=$2; fi
+      [ -n "${2:-}" ] || { usage >&2; exit 64; }
+      if [ "$1" = --data ]; then data=$(from_caller "$2"); else run=$(from_caller "$2"); fi
       shift ;;
     -h|--help) usage; exit 0 ;;
     *) usage >&2; exit 64 ;;
@@ -51,8 +60,10 @@ else
   corpus=()
 fi
 
-program=${TRAIN_GPT_V2:-build/release/bin/train_gpt_v2}
+program=build/release/bin/train_gpt_v2
+[ -z "${TRAIN_GPT_V2:-}" ] || program=$(from_caller "$TRAIN_GPT_V2")
 if [ "$build" = yes ]; then
+  export HOME=${HOME-~}  # cron and systemd leave it out; CMake looks there for what setup.sh fetched
   scripts/setup.sh
   cmake --preset release
   cmake --build --preset release --target train_gpt_v2

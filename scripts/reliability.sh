@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Crashes, corruption, faults, hostile input, sanitizers, soak: the whole set, and one table of figures.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
@@ -42,7 +43,12 @@ pick() { if [ "$short" = yes ]; then echo "$2"; else echo "$1"; fi; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export TGV2_TEST_DATA=$PWD/tests/data
+case "${TRAIN_GPT_V2:-}" in
+  ''|/*) ;;
+  *) export TRAIN_GPT_V2=$caller/$TRAIN_GPT_V2 ;;  # named from where the caller stands
+esac
 export TGV2_BINARY=${TRAIN_GPT_V2:-$PWD/build/release/bin/train_gpt_v2}
+export HOME=${HOME-~}  # cron and systemd leave it out; CMake looks there for what setup.sh fetched
 jobs=$(nproc)
 plain_layout=(env)
 release=build/release/bin

@@ -28,7 +28,8 @@ stdout. To take a run directory of your own back behind an improvement: scripts/
 The program is build/release/bin/train_gpt_v2 or $TRAIN_GPT_V2; python3 does the arithmetic (scripts/rollout_gates.py).
 
 Exit status: 0 all kept, 10 something rolled back, 64 wrong use, 66 a file is missing, 73 DIR cannot be made or holds a
-rollout already, 70 and others above 64: could not be judged (the control failed; its status is passed on).
+rollout already, 70 and others above 64: could not be judged (the control failed; its status is passed on), 129, 130, 143
+stopped: SIGHUP, SIGINT and SIGTERM go on to the run, and `failed` is written down.
 USAGE
 }
 

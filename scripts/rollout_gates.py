@@ -30,6 +30,51 @@ class CannotJudge(Exception):
         self.status = status
 
 
+class Stopped(Exception):
+    """A signal came to us: what ran has ended, and nothing more is started."""
+
+    def __init__(self, number):
+        super().__init__("stopped by " + signal.Signals(number).name)
+        self.status = 128 + number
+
+
+class Children:
+    """Starts programs, one at a time; a signal to us is passed on to the one that is running."""
+
+    def __init__(self):
+        self.running, self.stopped, self.late = None, None, False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+                signal.signal(number, self.forward)
+
+    def forward(self, number, _frame):
+        self.stopped = self.stopped or number
+        if self.running is None:
+            self.late = True
+        else:
+            self.running.send_signal(number)
+
+    def start(self, command, **files):
+        if self.stopped:
+            raise Stopped(self.stopped)
+        # A group of its own: a Ctrl-C reaches it once, through forward().
+        self.running = subprocess.Popen(command, start_new_session=True, **files)
+        if self.late:  # the signal fell between the question above and here
+            self.running.send_signal(self.stopped)
+        return self.running
+
+    def ended(self):
+        self.running = None
+        if self.stopped:
+            raise Stopped(self.stopped)
+
+
+def exit_status(returncode):
+    """As a shell tells it: death by signal n is 128 + n. A status that the program never gives is a fault of it: 70."""
+    status = 128 - returncode if returncode < 0 else returncode
+    return status if status >= 64 else 70
+
+
 def say(text):
     print("rollout: " + text, file=sys.stderr, flush=True)
 
@@ -101,8 +146,8 @@ class Run:
 
 
 class Rollout:
-    def __init__(self, options):
-        self.options = options
+    def __init__(self, options, children):
+        self.options, self.children = options, children
         self.runs = {}
         self.inspected = {}
         shown = self.call(["config", "show", "--json", "--config", options.config] + self.extra())
@@ -116,10 +161,15 @@ class Rollout:
         return [part for setting in self.options.set for part in ("--set", setting)]
 
     def call(self, arguments):
-        done = subprocess.run([self.options.program] + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
-        if done.returncode:
-            raise CannotJudge(max(done.returncode, 64), " ".join(arguments[:2]) + ": " + done.stderr.decode(errors="replace").strip())
-        return json.loads(done.stdout)
+        process = self.children.start([self.options.program] + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate()
+        self.children.ended()
+        if process.returncode:
+            said = err.decode(errors="replace").strip()
+            if process.returncode < 0:
+                said = ("killed by signal %d; " % -process.returncode + said).rstrip("; ")
+            raise CannotJudge(exit_status(process.returncode), " ".join(arguments[:2]) + ": " + said)
+        return json.loads(out)
 
     def inspect(self, file):
         if file not in self.inspected:
@@ -163,13 +213,14 @@ class Rollout:
         limit = self.options.timeout if control is None else min(self.options.timeout, 120 + 5 * control.seconds)
         begun = time.monotonic()
         with open(folder + ".err", "wb") as errors:
-            process = subprocess.Popen(command, stdout=errors, stderr=errors)
+            process = self.children.start(command, stdout=errors, stderr=errors)
             try:
                 self.watch(process, run, control, begun, limit)
             finally:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
+        self.children.ended()
         run.seconds, run.status = time.monotonic() - begun, process.returncode
         run.read()
         run.reason = run.reason or self.outcome(run, control, steps, resume)
@@ -241,24 +292,26 @@ class Rollout:
         def gate(what, value, limit, passed, warn=False):
             gates[what] = {"verdict": "fail" if not passed else "warn" if warn else "pass", "value": value, "limit": limit}
 
-        ours = candidate.lines
+        # A run that early stopping ended is compared over the steps that it took.
+        early = stopped_by_its_own_rule(candidate.folder)
+        ours, others = candidate.lines, control.lines[:len(candidate.lines)] if early else control.lines
         bad = [line["step"] for line in candidate.lines for key in ("loss", "text_loss", "mel_loss", "grad_norm") if not number(line.get(key))]
         gate("finite", sorted(set(bad))[:10], "no NaN or Inf", not bad)
-        identical = next((a["step"] for a, b in zip(ours, control.lines) if a["loss"] != b["loss"]), None)
+        identical = next((a["step"] for a, b in zip(ours, others) if a["loss"] != b["loss"]), None)
         if name in BIT_IDENTICAL:
-            gate("bit_identical", identical, "no step whose loss differs", identical is None and len(ours) == len(control.lines))
+            gate("bit_identical", identical, "no step whose loss differs", identical is None and 0 < len(ours) == len(others))
         if name == "clipping":
             first = next((line["step"] for line in ours if number(line.get("grad_norm")) and line["grad_norm"] > self.clip), None)
             gate("identical_until_clipped", {"first_clipped": first, "first_different": identical}, "no difference up to the first clipped step",
                  identical is None or (first is not None and identical > first))
         hard = 0.05 if name == "integration" else 0.10
         for key, warn, stop in (("loss", 0.02, hard), ("text_loss", 0.02, hard)):
-            a, b = mean(control.lines, key), mean(ours, key)
+            a, b = mean(others, key), mean(ours, key)
             change = (b - a) / a if number(a) and number(b) and a else None
             worse = change if key == "loss" and name != "integration" else abs(change) if change is not None else None
             gate(key, change, stop, worse is not None and worse <= stop, worse is not None and worse > warn)
-        gates["loss"]["interval95"] = paired_interval(ours, control.lines)
-        rising, theirs = slope(candidate.lines), slope(control.lines)
+        gates["loss"]["interval95"] = paired_interval(ours, others)
+        rising, theirs = slope(ours), slope(others)
         gate("mel_loss_trend", rising, "not rising (t <= 3), or the control rises alike", rising is None or rising["t"] <= 3 or theirs["t"] > 3,
              rising is not None and rising["t"] > 2)
         top1 = mean(candidate.lines, "mel_top1")
@@ -322,7 +375,7 @@ class Rollout:
     def round_trip(self, gate, candidate, label, steps):
         """A new process continues from the last checkpoint but one and must end with the same tensors."""
         found = [int(m[1]) for m in map(re.compile(r"model_step(\d+)\.pth$").match, os.listdir(candidate.folder)) if m]
-        earlier = [step for step in found if step < self.start + steps]
+        earlier = [step for step in found if candidate.lines and step < candidate.lines[-1]["step"]]
         if not earlier:
             gate("save_load", "no earlier checkpoint was kept", "equal tensors", False)
             return
@@ -339,6 +392,10 @@ class Rollout:
 
     def go_on(self, candidate, steps, gates):
         """The second half of the integration: a new process takes the candidate on to `steps`. The reason why it failed, or None."""
+        if stopped_by_its_own_rule(candidate.folder):
+            gates["full_run"] = {"verdict": "pass", "value": None, "limit": "no second half: early stopping ended the first"}
+            gates["prompts"] = self.prompts(candidate)
+            return None
         full = self.run("integration-full", candidate.settings, steps, resume=candidate.latest())
         if full.reason:
             return full.reason
@@ -390,14 +447,17 @@ class Rollout:
         manifests = self.config["data"]["val_manifests"]
         if not manifests:
             return None
-        manifest = re.sub(r"(::|@|=)[A-Za-z-]{1,16}$", "", manifests[0])
+        manifest = re.sub(r"(::|@|=)[A-Za-z_-]{2,8}$", "", manifests[0])
         if not os.path.isfile(manifest):
             return None
         cases = []
-        with open(manifest, encoding="utf-8") as file:
+        with open(manifest, "rb") as file:
             for line in file:
-                pair = json.loads(line)
-                if pair.get("target_text") and pair.get("id") and self.config["data"]["tokenizer"]:
+                try:
+                    pair = json.loads(line)
+                except ValueError:  # blank, say; whether that is a fault, the runs have judged
+                    continue
+                if isinstance(pair, dict) and pair.get("target_text") and pair.get("id") and self.config["data"]["tokenizer"]:
                     cases.append({"id": pair["id"], "text": pair["target_text"], "prompt": pair["id"]})
                 if len(cases) == 5:
                     break
@@ -416,7 +476,7 @@ class Rollout:
         control_names = needed if name == "integration" else kept + needed
         control = self.run(name + "-control", self.all_settings(control_names, steps), steps)
         if control.reason:
-            raise CannotJudge(control.status if control.status and control.status >= 64 else 70, name + ": the control run failed: " + control.reason)
+            raise CannotJudge(exit_status(control.status or 70), name + ": the control run failed: " + control.reason)
         names = names + needed
         candidate = self.run(name + "-candidate", self.all_settings(names, steps), steps, control)
         gates, reason = {}, candidate.reason
@@ -485,7 +545,7 @@ def arguments():
 
 def main():
     options = arguments()
-    results, status = [], 0
+    children, results, status = Children(), [], 0
 
     def record(result):
         results.append(result)
@@ -495,7 +555,7 @@ def main():
 
     name = "start"
     try:
-        rollout = Rollout(options)
+        rollout = Rollout(options, children)
         kept = []
         for name in [options.only] if options.only else NAMES:
             record(rollout.judge(name, kept, options.steps))
@@ -504,7 +564,7 @@ def main():
         if not options.only:
             name = "integration"
             record(rollout.judge(name, kept, max(1, options.integration_steps // 2), options.integration_steps))
-    except CannotJudge as problem:
+    except (CannotJudge, Stopped) as problem:
         status = problem.status
         record({"name": name, "verdict": "failed", "control": {}, "candidate": {}, "gates": {}, "seconds": 0, "reason": str(problem)})
     print(table(results))
@@ -516,8 +576,12 @@ def main():
     folders = [one[side]["run"] for one in results for side in ("control", "candidate") if one[side].get("run")]
     folders = [folder for folder in dict.fromkeys(folders) if read_lines(os.path.join(folder, "metrics.jsonl"))]
     page = os.path.join(options.output, "report.html")
-    if folders and subprocess.run([options.program, "report", "-q", "--output", page] + folders, stdout=subprocess.DEVNULL, check=False).returncode:
-        say("the report could not be written")
+    try:
+        if folders and children.start([options.program, "report", "-q", "--output", page] + folders, stdout=subprocess.DEVNULL).wait():
+            say("the report could not be written")
+        children.ended()
+    except Stopped as problem:
+        status = status or problem.status
     sys.exit(status)
 
 

@@ -69,7 +69,8 @@ if [ -z "$run_dir" ]; then
   if [ -z "$run_dir" ]; then
     [ -n "$config" ] || wrong_use "the command names no run directory: give --run-dir"
     config=${config##*/}
-    run_dir=runs/${config%.*}
+    config=${config%.json}  # and no other ending, as the program names its runs
+    run_dir=runs/${config:-config}
   fi
 fi
 

@@ -71,7 +71,8 @@ if [ -n "${LIBTORCH_ROOT:-}" ]; then
   say "LibTorch: $LIBTORCH_ROOT (LIBTORCH_ROOT)"
   exit 0
 fi
-cache=${TRAIN_GPT_V2_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/train_gpt_v2}
+# Without HOME (cron, systemd) bash takes ~ from the user's passwd entry.
+cache=${TRAIN_GPT_V2_CACHE:-${XDG_CACHE_HOME:-${HOME-~}/.cache}/train_gpt_v2}
 if [ -z "$set_kind" ]; then
   set_kind=cpu
   if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || [ -e /dev/nvidiactl ]; then set_kind=gpu; fi

@@ -18,6 +18,7 @@ for argument in "$@"; do
   esac
 done
 
+export HOME=${HOME-~}  # cron and systemd leave it out; CMake looks there for what setup.sh fetched
 scripts/setup.sh
 cmake --preset release
 cmake --build --preset release

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 
-LOSS_TOLERANCE, NORM_TOLERANCE, LEAST_FALL = 1e-5, 3e-5, 0.2
+LOSS_TOLERANCE, NORM_TOLERANCE, RANKS_TOLERANCE, LEAST_FALL = 1e-5, 3e-5, 1e-6, 0.2
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "scripts", "launch_local.sh")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -228,11 +228,17 @@ class Comparison:
         for pair in range(o.pairs):
             say(f"ranks, pair {pair + 1} of {o.pairs}")
             runs = {n: self.ours(corpus, "order.jsonl", steps, 0.1, "packed", "fp32", o.ranks, n) for n in rates}
+            if any(len(run) < steps for run in runs.values()):
+                raise Failed(f"{name}: {len(runs[1])} and {len(runs[o.ranks])} steps instead of {steps}")
             worst = max([worst] + [abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(runs[1], runs[o.ranks])])
             for n in rates:
                 rates[n].append(self.rate(runs[n], "seconds"))
         self.rows.append({"group": "ranks", "name": f"{name} against one: loss", "value": worst, "unit": "largest relative difference",
-                          "limit": 1e-6})
+                          "limit": RANKS_TOLERANCE})
+        if worst > RANKS_TOLERANCE:
+            self.problems.append(f"{name}: the losses differ from those of one by {worst:.2g}")
+            say("the losses differ: no times")
+            return
         for n in rates:
             self.rows.append({"group": "ranks", "name": "1 rank" if n == 1 else name, "value": statistics.median(rates[n]), "unit": "tokens/s",
                               "least": min(rates[n]), "most": max(rates[n])})

@@ -19,12 +19,16 @@ if sys.argv[1] == "--version":
 config = json.load(open(sys.argv[sys.argv.index("--config") + 1]))
 run = sys.argv[sys.argv.index("--output-dir") + 1]
 import os
+ranks = int(os.environ.get("WORLD_SIZE", 1))
+if os.environ.get("RANK", "0") != "0":
+    sys.exit()
 os.makedirs(run)
+off = float(os.environ.get("RANKS_ERROR", 0)) if ranks > 1 else 0
 fast = config["train"]["precision"] == "bf16"
 with open(run + "/metrics.jsonl", "w") as f:
     f.write('{"v":1,"type":"event","step":0,"event":"start"}\n')
     for step in range(1, config["train"]["max_steps"] + 1):
-        f.write(json.dumps({"v": 1, "type": "train", "step": step, "text_loss": 9 - 0.02 * step, "mel_loss": 8 - 0.02 * step, "grad_norm": 2.0,
+        f.write(json.dumps({"v": 1, "type": "train", "step": step, "loss": 8 * (1 + (off if step == 5 else 0)), "text_loss": 9 - 0.02 * step, "mel_loss": 8 - 0.02 * step, "grad_norm": 2.0,
                             "text_tokens": 20, "mel_tokens": 100, "step_seconds": 0.25 if fast else 0.5}).replace('": ', '":') + "\n")
 PYTHON
 cat >"$work/bench_train" <<'PYTHON'
@@ -85,4 +89,14 @@ check "losses that do not fall as ours" test "$status" = 1
 compare --die 3
 check "a peer that dies: status 1" test "$status" = 1
 check "its last words are shown" says "out of memory"
+ranks() { # RELATIVE ERROR OF TWO RANKS
+  status_of env RANKS_ERROR="$1" python3 "$root/tests/bench/bench.py" --program "$work/ours" --bench-train "$work/bench_train" \
+    --bench-kernels /bin/false --only-against --quick --threads 2 --ranks 2 --json "$work/bench.json"
+}
+ranks 5e-7
+check "two ranks with the losses of one: $(cat "$work/out" "$work/err")" test "$status" = 0
+check "their efficiency" result 'abs(rows["efficiency of 2 ranks (1 threads each)"]["value"] - 0.5) < 1e-9'
+ranks 2e-6
+check "two ranks with other losses: status 1, was $status" test "$status" = 1
+check "and no times" result '"2 ranks" not in rows and "losses differ" in report["failed"][0]'
 finish

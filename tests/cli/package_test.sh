@@ -11,6 +11,19 @@ fails_with 64 "bad level" "$root/scripts/package.sh" --level 0 "$work/x.tar.zst"
 fails_with 66 "no program" "$root/scripts/package.sh" --program "$work/none" "$work/x.tar.zst"
 check "nothing is left behind" test -z "$(find "$work" -name '*.tar.zst' -o -name '.package*')"
 
+# A library in a folder whose name has spaces.
+mkdir -p "$work/fake" "$work/not a folder"
+echo library >"$work/not a folder/libspaced.so.1"
+# shellcheck disable=SC2016
+printf '#!/bin/sh\nprintf "\\tlinux-vdso.so.1 (0x01)\\n\\tlibspaced.so.1 => %%s/libspaced.so.1 (0x02)\\n" "$FOLDER"\n' >"$work/fake/ldd"
+chmod +x "$work/fake/ldd"
+fails_with 0 "a library's path with spaces" env PATH="$work/fake:$PATH" FOLDER="$work/not a folder" \
+  "$root/scripts/package.sh" --program "$program" --level 1 "$work/spaced.tar.zst"
+check "it is packed whole" test "$(tar --zstd -xOf "$work/spaced.tar.zst" train_gpt_v2/lib/libspaced.so.1)" = library
+printf '#!/bin/sh\nprintf "\\tlibnone.so.1 => not found\\n"\n' >"$work/fake/ldd"
+fails_with 66 "a library that is not found" env PATH="$work/fake:$PATH" "$root/scripts/package.sh" --program "$program" "$work/x.tar.zst"
+check "it is named" says "libnone.so.1"
+
 check "packs" "$root/scripts/package.sh" --program "$program" --level 1 "$work/archive/package.tar.zst"
 mkdir "$work/elsewhere"
 check "unpacks" tar --zstd -C "$work/elsewhere" -xf "$work/archive/package.tar.zst"

@@ -83,6 +83,19 @@ check "a missed target ends with 10: $(tail -n 3 "$work/err")" test "$status" = 
 check "it is named" grep -q '^mel_top1 *missed' "$work/out"
 check "nothing was trained again" test "$before" = "$(sha256sum "$work"/cycle/runs/*/latest.pt)"
 
+check "languages behind manifests are known" python3 -B - "$root/scripts" "$work" <<'PYTHON'
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from phase2_cycle import plain_path
+for suffix in ("::am", "@am", "=am", "::pt-br", "@zh_CN", "=amh"):
+    assert plain_path("x.jsonl" + suffix) == "x.jsonl", suffix
+for whole in ("x.jsonl", "x.jsonl::", "x.jsonl::a", "x.jsonl::am1", "x.jsonl::muchtoolong", "::am"):
+    assert plain_path(whole) == whole, whole
+os.chdir(sys.argv[2])
+open("there.jsonl@am", "w").close()
+assert plain_path("there.jsonl@am") == "there.jsonl@am"
+PYTHON
+
 fails_with 64 "no option" "$script"
 fails_with 64 "an unknown guard" cycle --guards none,magic
 fails_with 64 "a share that is none" cycle --replay-share much

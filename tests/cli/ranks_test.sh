@@ -182,7 +182,8 @@ check "two ranks stop at step 10" run_on 2 phase1 other --max-steps 10
 check "three ranks go on with the run of two" run_on 3 phase1 other
 check "it took the same steps" same_run one other
 
-config long '{"train": {"max_steps": 100000, "epochs": null}, "validation": {"interval": 0}, "early_stopping": {"enabled": false}}'
+config long '{"train": {"max_steps": 100000, "epochs": null}, "validation": {"interval": 0},
+  "early_stopping": {"enabled": false}, "checkpoint": {"interval": 0}}'
 run_on_alone 2 long signals >"$work/out" 2>"$work/err" &
 launcher=$!
 check "it is under way" at_step signals 3
@@ -190,6 +191,23 @@ kill -TERM "$launcher"
 status=0; wait "$launcher" || status=$?
 check "SIGTERM is agreed: status 143, was $status: $(tail -n 3 "$work/err")" test "$status" = 143
 check "it saved" test -e "$work/signals/latest.pt"
+# Ctrl-C in a terminal goes to the launcher's whole process group. A rank that heard of it twice would not save.
+status_of python3 - "$launch" "$work/long.json" "$work/interrupted" <<'PYTHON'
+import os, signal, subprocess, sys, time
+launch, config, run = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # bash cannot take back that it was ignored
+command = [launch, "-n", "2", "--", "train_gpt_v2", "--config", config, "--output-dir", run, "--device", "cpu", "-q"]
+launcher = subprocess.Popen(command, start_new_session=True)
+metrics = run + "/metrics.jsonl"
+for _ in range(300):
+    if os.path.exists(metrics) and '"step":3,' in open(metrics).read():
+        break
+    time.sleep(0.05)
+os.killpg(launcher.pid, signal.SIGINT)
+sys.exit(launcher.wait())
+PYTHON
+check "Ctrl-C is agreed: status 130, was $status: $(tail -n 3 "$work/err")" test "$status" = 130
+check "it saved" test -e "$work/interrupted/latest.pt"
 
 # --- errors that one rank meets
 cp -r "$root/tests/data/fixtures/data" "$work/data"
@@ -251,6 +269,11 @@ wait
 check "20 starts" test "$(wc -l <"$work/ports")" = 20
 check "their ports are none of outgoing connections: $(tr '\n' ' ' <"$work/ports")" \
   awk '$1 < 20000 || $1 > 31999 {exit 1}' "$work/ports"
+
+# shellcheck disable=SC2016
+fails_with 0 "08 ranks are eight" "$launch" -n 08 -- bash -c 'echo "rank $RANK of $WORLD_SIZE"'
+check "all were started" test "$(sort -u "$work/out" | grep -c 'of 8$')" = 8
+for count in 0 00 x ""; do fails_with 64 "no ranks: '$count'" "$launch" -n "$count" -- true; done
 
 fails_with 78 "accumulation that the ranks do not divide" run_on 2 phase1 odd --set train.grad_accumulation=3
 check "it names what would do" says "2 or 4"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/run_until_done.sh against a fake trainer that ends as a list of words says.
+# scripts/run_until_done.sh against a fake trainer that ends as a list of words says, and once with the program itself.
 # shellcheck source=tests/support/cli.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../support/cli.sh"
 script=$root/scripts/run_until_done.sh
@@ -107,6 +107,49 @@ mkdir -p "$work/cwd/runs/amharic"
 touch "$work/cwd/runs/amharic/DONE"
 (cd "$work/cwd" && "$script" -- "$work/trainer" --config ../amharic.json) >"$work/out" 2>"$work/err"
 check "runs/NAME of --config NAME.json" says "done: runs/amharic/DONE"
+# named CONFIG NAME: without --output-dir the run directory is runs/NAME.
+named() {
+  plan "done"
+  mkdir -p "$work/cwd/runs/$2"
+  touch "$work/cwd/runs/$2/DONE"
+  (cd "$work/cwd" && "$script" -- "$work/trainer" "--config=$1") >"$work/out" 2>"$work/err"
+  check "runs/$2 of $1: $(cat "$work/err")" says "done: runs/$2/DONE"
+}
+named ../am.v2.json am.v2
+named am.v2 am.v2
+named x/am.jsonc am.jsonc
+named x/.json config
+
+# A run that began from a checkpoint of another one, killed: the same command goes on where it was, not where it began.
+# Its name is the program's own: no ending but .json is left out.
+program=${TGV2_BINARY:?ctest sets it}
+write_config "$work/cwd/run.v2" '{"train": {"max_steps": 60, "epochs": null, "log_interval": 1}, "validation": {"interval": 0}, "checkpoint": {"interval": 4}}'
+status_of "$program" --config "$work/cwd/run.v2" --output-dir "$work/first" --device cpu -q --max-steps 4
+check "a checkpoint to begin from: $(cat "$work/err")" test -e "$work/first/model_step4.pth"
+cat >"$work/mortal" <<'MORTAL'
+#!/usr/bin/env bash
+# The program; at its first start it is killed once it has saved step 12.
+"$TGV2_BINARY" "$@" &
+pid=$!
+if [ ! -e killed ]; then
+  until [ -e runs/run.v2/model_step12.pth ]; do kill -0 "$pid" || break; sleep 0.01; done
+  kill -KILL "$pid" && touch killed
+fi
+wait "$pid"
+MORTAL
+chmod +x "$work/mortal"
+(cd "$work/cwd" && "$script" --first-wait 0 --tries 2 -- "$work/mortal" --config run.v2 --resume "$work/first/model_step4.pth" \
+  --device cpu -q) >"$work/out" 2>"$work/err"
+check "it was killed" test -e "$work/cwd/killed"
+check "and came to its end: $(cat "$work/err")" says "done: runs/run.v2/DONE"
+check "it was not sent back, and every step has one line" python3 - "$work/cwd/runs/run.v2/metrics.jsonl" <<'PYTHON'
+import json, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+begun = [line["step"] for line in lines if line["type"] == "event" and line["event"] in ("start", "resume")]
+assert len(begun) == 2 and begun[0] == 4 and begun[1] >= 12, begun
+steps = [line["step"] for line in lines if line["type"] == "train"]
+assert steps == list(range(5, 61)), (begun, steps)
+PYTHON
 
 plan "done"
 status_of env TRAIN_GPT_V2="$work/trainer" "$script" -- train_gpt_v2 --output-dir="$work/run"

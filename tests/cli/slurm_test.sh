@@ -8,10 +8,12 @@ mkdir "$work/bin"
 cat >"$work/bin/srun" <<'SRUN'
 #!/usr/bin/env bash
 [ "$1" = --ntasks=1 ] && shift
+echo "${SRUN_CPUS_PER_TASK:-}" >"$WORK/cores"
 exec "$@"
 SRUN
 cat >"$work/bin/scontrol" <<'SCONTROL'
 #!/usr/bin/env bash
+[ ! -e "$WORK/refuse" ] || exit 1
 echo "$*" >>"$WORK/requeued"
 SCONTROL
 cat >"$work/program" <<'PROGRAM'
@@ -32,6 +34,12 @@ rm -f "$work/requeued"
 for status_wanted in 0 64 65 66 70 73 74 78 80 82 130; do
   fails_with "$status_wanted" "status $status_wanted ends the job" "$script" --config "$status_wanted"
 done
+SLURM_CPUS_PER_TASK=16 fails_with 0 "with many cores" "$script" --config 0
+check "the step has the job's cores" test "$(cat "$work/cores")" = 16
+touch "$work/refuse"
+fails_with 83 "a refused requeue ends the job with the program's status" "$script" --config 83
+check "it is said" says "did not requeue"
+rm "$work/refuse"
 export SLURM_RESTART_COUNT=3 MAX_RESTARTS=3
 fails_with 75 "the limit of restarts" "$script" --config 75
 check "nothing was requeued" test ! -e "$work/requeued"

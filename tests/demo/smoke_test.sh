@@ -8,7 +8,8 @@ trap 'rm -rf "$work"' EXIT
 export TRAIN_GPT_V2=${TGV2_BINARY:?run through ctest}
 fail() { echo "FAILED: $*" >&2; exit 1; }
 
-quickstart() { scripts/quickstart.sh --smoke --no-build --data "$work/data" --run "$work/run"; }
+# From another folder: what the caller names lies there.
+quickstart() { (root=$PWD; cd "$work"; "$root/scripts/quickstart.sh" --smoke --no-build --data data --run ./run); }
 
 quickstart | tee "$work/first.txt"
 for file in summary.json metrics.jsonl best_model.pth latest.pt DONE; do
