@@ -100,7 +100,8 @@ std::string adapter_table(const AdapterSummary& summary) {
   }
   std::vector<std::vector<std::string>> rows{{"adapters", "rank", "matrices", "parameters"}};
   for (const auto& [name, kind] : kinds) {
-    rows.push_back({name, range(kind.low, kind.high), std::to_string(kind.matrices), human_count(kind.parameters)});
+    rows.push_back({printable_text(name), range(kind.low, kind.high), std::to_string(kind.matrices),
+                    human_count(kind.parameters)});
   }
   std::string text = table(rows);
   text += concat(summary.method, ": ", human_count(summary.parameters()), " parameters, ", summary.rank_total(),

@@ -7,6 +7,7 @@
 
 #include "train_gpt_v2/config/loader.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/doctor.h"
@@ -42,7 +43,7 @@ class Check {
       if (!request_.data_only) check_run(tokenizer && data);
     }
     if (stop_requested() != ExitStatus::kOk) return stop_requested();
-    out << (request_.json ? json().dump(2) + "\n" : text());
+    out << (request_.json ? dump_json(json(), 2) + "\n" : text());
     return status_;
   }
 
@@ -228,9 +229,9 @@ class Check {
     }
     if (repair_) {
       text += concat("\ntrain on the repaired manifests:\n  --set 'data.train_manifests=",
-                     OrderedJson(repair_->train).dump(), "'\n");
+                     dump_json(OrderedJson(repair_->train)), "'\n");
       if (!repair_->validation.empty()) {
-        text += concat("  --set 'data.val_manifests=", OrderedJson(repair_->validation).dump(), "'\n");
+        text += concat("  --set 'data.val_manifests=", dump_json(OrderedJson(repair_->validation)), "'\n");
       }
     }
     if (measured_) {

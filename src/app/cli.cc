@@ -1,13 +1,20 @@
 #include "train_gpt_v2/app/cli.h"
 
+#include <poll.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <iostream>
 
 #include "train_gpt_v2/app/commands.h"
 #include "train_gpt_v2/app/version.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/logging.h"
+#include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/train/device.h"
 
 namespace train_gpt_v2 {
@@ -15,31 +22,69 @@ namespace {
 
 // `train_gpt_v2 --config x.json` is the documented short form of `train_gpt_v2 train --config x.json`.
 std::vector<std::string> with_default_command(int argc, char** argv) {
-  std::vector<std::string> words(argv + 1, argv + argc);
+  std::vector<std::string> words;
+  for (int i = 1; i < argc; ++i) {
+    words.emplace_back(argv[i]);
+    std::string& word = words.back();
+    if (!starts_with(word, "--") || word.find('=') + 1 != word.size()) continue;
+    word.pop_back();  // of `--name=` with nothing behind it CLI11 would make `--name` and take the next word as value
+    words.emplace_back();
+  }
   const bool for_program = !words.empty() && (words[0] == "--version" || words[0] == "--help" || words[0] == "-h");
   if (words.empty() || for_program || words[0].empty() || words[0][0] != '-') return words;
   words.insert(words.begin(), "train");
   return words;
 }
 
-int usage_error(const CLI::App& app, const CLI::ParseError& failure, const std::vector<std::string>& words) {
-  std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
-    names.push_back(command->get_name());
-  Error error("ARG001", failure.what());
-  if (!words.empty() && std::find(names.begin(), names.end(), words[0]) == names.end()) {
-    const std::string near = nearest_name(words[0], names);
-    if (!near.empty()) std::move(error).detail(concat("did you mean \"", near, "\"?"));
+// An unset variable ("$FILE") is no value: as a path it would mean some folder, or nothing at all.
+void refuse_empty_values(CLI::App& command) {
+  for (CLI::Option* option : command.get_options()) {
+    option->check(
+        [](const std::string& value) { return value.empty() ? std::string("the value is empty") : std::string(); });
   }
-  const bool known = !words.empty() && std::find(names.begin(), names.end(), words[0]) != names.end();
-  std::move(error).fix(concat("train_gpt_v2 ", known ? words[0] + " " : "", "--help"));
+  for (CLI::App* inner : command.get_subcommands([](CLI::App*) { return true; })) refuse_empty_values(*inner);
+}
+
+int usage_error(const CLI::App& app, const CLI::ParseError& failure, const std::vector<std::string>& words) {
+  // Along the commands that were given, down to a word that should be one and is none.
+  const CLI::App* command = &app;
+  std::string known = "train_gpt_v2 ", unknown, near;
+  for (const std::string& word : words) {
+    std::vector<std::string> names;
+    for (const CLI::App* one : command->get_subcommands([](const CLI::App*) { return true; }))
+      names.push_back(one->get_name());
+    if (names.empty() || starts_with(word, "-")) break;
+    if (std::find(names.begin(), names.end(), word) == names.end()) {
+      unknown = word;
+      near = nearest_name(word, names);
+      break;
+    }
+    command = command->get_subcommand(word);
+    known += word + " ";
+  }
+  Error error("ARG001", unknown.empty() ? failure.what() : concat("there is no command \"", unknown, "\""));
+  if (!near.empty()) std::move(error).detail(concat("did you mean \"", near, "\"?"));
+  std::move(error).fix(known + "--help");
   log_raw(error.report());
   return static_cast<int>(ExitStatus::kUsage);
 }
 
-}  // namespace
+// A result that did not arrive is no success. A reader that has left (`| head -1`) has what it wanted.
+int deliver_output(int status) {
+  errno = 0;
+  std::cout.flush();
+  if (std::cout || status != 0) return status;
+  const int reason = errno;  // 0 where an earlier write failed
+  pollfd out{STDOUT_FILENO, POLLOUT, 0};
+  if (reason == EPIPE || (::poll(&out, 1, 0) > 0 && (out.revents & (POLLERR | POLLHUP)) != 0)) return status;
+  log_raw(Error("IO002", concat("cannot write the result to stdout", reason != 0 ? ": " : "",
+                                reason != 0 ? std::strerror(reason) : ""))
+              .fix("free space, or send the output elsewhere, then run the same command again")
+              .report());
+  return static_cast<int>(ExitStatus::kIo);
+}
 
-int run_command_line(int argc, char** argv) {
+int run(int argc, char** argv) {
   CLI::App app{
       "Fine-tunes the IndexTTS2 text-to-speech GPT to new languages.\n\n"
       "  train_gpt_v2 --config amharic.json                  train; the same command again continues\n"
@@ -55,6 +100,7 @@ int run_command_line(int argc, char** argv) {
       "train_gpt_v2 explain CODE explains an error code.");
   ExitStatus status = ExitStatus::kOk;
   add_commands(app, status);
+  refuse_empty_values(app);
   std::vector<std::string> words;
   try {
     words = with_default_command(argc, argv);
@@ -76,6 +122,14 @@ int run_command_line(int argc, char** argv) {
     log_raw(Error("INT001", failure.what()).report());
     return static_cast<int>(ExitStatus::kInternal);
   }
+}
+
+}  // namespace
+
+int run_command_line(int argc, char** argv) {
+  // A write beyond the limit on file sizes fails like one to a full disk, and temporary files are removed.
+  ::signal(SIGXFSZ, SIG_IGN);
+  return deliver_output(run(argc, argv));
 }
 
 }  // namespace train_gpt_v2

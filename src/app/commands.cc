@@ -5,6 +5,7 @@
 #include <iostream>
 #include <memory>
 
+#include "argument_checks.h"
 #include "train_gpt_v2/app/check_command.h"
 #include "train_gpt_v2/app/config_command.h"
 #include "train_gpt_v2/app/demo_command.h"
@@ -96,7 +97,7 @@ void add_train(CLI::App& app, ExitStatus& status) {
   command->add_option("--resume", arguments->resume, "auto, none, or a checkpoint file")->capture_default_str();
   command->add_option("--output-dir", arguments->output_dir, "run directory (default runs/<config name>)");
   command->add_option("--max-steps", arguments->max_steps, "this process stops at step N; the schedule is not changed")
-      ->check(CLI::NonNegativeNumber);
+      ->check(not_negative, "NONNEGATIVE");
   command
       ->add_option("--allow-change", arguments->allow,
                    "let this differ from the checkpoint: batch, order, data, groups, precision, schedule, loss")
@@ -105,7 +106,7 @@ void add_train(CLI::App& app, ExitStatus& status) {
       ->add_option(
           "--hang-seconds", arguments->hang_seconds,
           "leave with status 83 when nothing moved for so long (no micro-batch, no sample, no save); 0 = never")
-      ->check(CLI::NonNegativeNumber)
+      ->check(not_negative, "NONNEGATIVE")
       ->capture_default_str();
   command->add_flag("--dry-run", arguments->dry_run, "everything up to the first step, then stop");
   arguments->add_device(*command);
@@ -251,9 +252,7 @@ void add_fisher(CLI::App& app, ExitStatus& status) {
   CLI::App* command =
       app.add_subcommand("fisher", "Fisher information for ewc.fisher: which weights old languages need");
   add_model_options(*command, *arguments, request.model);
-  command->add_option("--manifest", request.manifests, "pairs of the languages to protect; repeatable")
-      ->required()
-      ->allow_extra_args(false);
+  command->add_option("--manifest", request.manifests, "pairs of the languages to protect; repeatable")->required();
   command->add_option("--output", request.output, "the file to write (safetensors)")->required();
   command->add_option("--samples", request.samples, "so many, spread evenly over the manifests (default: all)")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 32));
@@ -396,7 +395,7 @@ void add_decoding(CLI::App& command, DecodingOptions& decoding) {
       ->check(CLI::IsMember({"training", "reference_inference"}))
       ->capture_default_str();
   command.add_option("--seed", decoding.seed, "of the random numbers")
-      ->check(CLI::NonNegativeNumber)
+      ->check(not_negative, "NONNEGATIVE")
       ->capture_default_str();
 }
 

@@ -5,6 +5,7 @@
 #include "train_gpt_v2/config/loader.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/io/torch_file.h"
 #include "train_gpt_v2/train/checkpoint_content.h"
@@ -43,9 +44,9 @@ void run_config_show(const ConfigSource& source, ConfigView view, bool json, std
     const Json value = row.get(loaded.options);
     const std::string& from = loaded.provenance.at(row.path);
     document[row.path] = {{"value", value}, {"from", from}};
-    rows.push_back({row.path, value.dump(), from});
+    rows.push_back({row.path, dump_json(value), from});
   }
-  out << (json ? document.dump(2) + "\n" : table(rows));
+  out << (json ? dump_json(document, 2) + "\n" : table(rows));
 }
 
 std::size_t run_config_diff(const std::string& a, const std::string& b, bool json, std::ostream& out) {
@@ -59,7 +60,7 @@ std::size_t run_config_diff(const std::string& a, const std::string& b, bool jso
     rows.push_back({one.key, one.saved, one.current, resume});
   }
   if (json) {
-    out << document.dump(2) << "\n";
+    out << dump_json(document, 2) << "\n";
   } else {
     out << (differences.empty() ? std::string("no differences\n") : table(rows));
   }

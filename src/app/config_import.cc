@@ -111,6 +111,9 @@ class Import {
       const bool section = path == "model.condition_module" || path == "model.emo_condition_module";
       if (section && entry.second.IsMap()) {
         take_module(entry.second, path);
+      } else if ((row || section) && !entry.second.IsNull() && (section || !entry.second.IsScalar())) {
+        fail(concat("gpt.", path.substr(6), section ? " is not a mapping" : " is not a single value"),
+             entry.second.Mark());
       } else if (!row || !entry.second.IsScalar()) {
         notes_.push_back(concat("left out: gpt.", path.substr(6), " (has no counterpart)"));
       } else if (!row->accepted_only) {

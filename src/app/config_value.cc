@@ -5,6 +5,7 @@
 
 #include "train_gpt_v2/config/loader.h"
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
@@ -82,7 +83,7 @@ Value config_value(const Options& options) {
 
 std::string config_text(const Value& value) {
   const Value* model = value.is_dict() ? value.find("model") : nullptr;
-  return model && model->is_dict() ? to_json(value, "config").dump() : "";
+  return model && model->is_dict() ? dump_json(to_json(value, "config")) : "";
 }
 
 }  // namespace train_gpt_v2

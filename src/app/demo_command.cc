@@ -6,6 +6,7 @@
 #include <iostream>
 #include <memory>
 
+#include "argument_checks.h"
 #include "train_gpt_v2/app/demo_data.h"
 #include "train_gpt_v2/app/demo_summary.h"
 #include "train_gpt_v2/core/filesystem.h"
@@ -18,7 +19,9 @@ void add_demo_commands(CLI::App& app) {
   CLI::App* data = app.add_subcommand("demo-data", "make the demo corpus from installed packages");
   data->add_option("--out", options->out, "folder to make")->required();
   data->add_option("--utterances", options->utterances, "number of clips")->capture_default_str();
-  data->add_option("--seed", options->seed, "the same seed gives the same files")->capture_default_str();
+  data->add_option("--seed", options->seed, "the same seed gives the same files")
+      ->check(not_negative, "NONNEGATIVE")
+      ->capture_default_str();
   data->add_option("--voices", options->voices, "first, second (other speakers, same codes and tokenizer) or all")
       ->capture_default_str();
   data->footer(

@@ -63,8 +63,9 @@ void read_metrics(const std::string& path, DemoSummary& summary) {
         summary.train_seconds += record.at("step_seconds").get<double>() * static_cast<double>(step - last_train_step);
         last_train_step = step;
       } else if (type == "validation") {
+        if (record.at("split") != "all") continue;  // the parts' lines repeat the seconds of the whole pass
         summary.train_seconds += record.at("seconds").get<double>();
-        if (record.at("split") != "all" || !record.value("complete", true)) continue;
+        if (!record.value("complete", true)) continue;
         const double mel_loss = record.at("mel_loss").get<double>();
         if (step == validated_at && mel_loss >= loss) continue;
         if (step != validated_at) gap = kNone;

@@ -4,6 +4,7 @@
 #include <ostream>
 
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/loader.h"
 #include "train_gpt_v2/train/device.h"
@@ -81,7 +82,7 @@ void run_eval(const EvalRequest& request, std::ostream& out) {
   if (ordered) result["batches"] = std::move(batches);
   if (request.per_sample) result["samples"] = std::move(samples);
   if (request.json) {
-    out << result.dump(1) << "\n";
+    out << dump_json(result, 1) << "\n";
     return;
   }
   std::vector<std::vector<std::string>> rows{

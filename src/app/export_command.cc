@@ -1,5 +1,6 @@
 #include "train_gpt_v2/app/export_command.h"
 
+#include <map>
 #include <set>
 
 #include "train_gpt_v2/adapt/peft_files.h"
@@ -14,13 +15,18 @@
 namespace train_gpt_v2 {
 namespace {
 
-// The type most of the file's floating tensors have.
-at::ScalarType stored_type(const std::string& checkpoint) {
+// The types of the file's tensors, by the model's names for them.
+std::map<std::string, at::ScalarType> stored_types(const std::string& checkpoint) {
+  constexpr std::string_view kBaseLayer = ".base_layer.";
+  std::map<std::string, at::ScalarType> types;
   const LoadedFile file = read_tensor_file(checkpoint, /*verify=*/false);
   for (const auto& [key, value] : weights_in(file.root, checkpoint).entries()) {
-    if (value.is_tensor() && is_floating_point(value.as_tensor().dtype)) return scalar_type(value.as_tensor().dtype);
+    if (!key.is_string() || !value.is_tensor()) continue;
+    std::string name = key.as_string();
+    if (const auto at = name.find(kBaseLayer); at != std::string::npos) name.replace(at, kBaseLayer.size(), ".");
+    if (is_floating_point(value.as_tensor().dtype)) types[name] = scalar_type(value.as_tensor().dtype);
   }
-  return at::kFloat;
+  return types;
 }
 
 // Everything that a module holds: peft saves modules whole.
@@ -55,19 +61,19 @@ std::string export_peft(const ExportRequest& request) {
 
 std::string run_export(const ExportRequest& request) {
   if (request.format == "peft") return export_peft(request);
+  check_output_file(request.output, request.model.checkpoint);
   ModelRequest wanted = request.model;
   wanted.complete = true;  // fresh values must never reach an inference file
   const ModelSource source = load_model(wanted);
-  at::ScalarType type = at::kFloat;
-  if (request.dtype == "fp16") {
-    type = at::kHalf;
-  } else if (request.dtype == "bf16") {
-    type = at::kBFloat16;
-  } else if (request.dtype.empty()) {
-    type = stored_type(absolute_path(request.model.checkpoint));
-  }
+  std::map<std::string, at::ScalarType> types;
+  if (request.dtype.empty()) types = stored_types(absolute_path(request.model.checkpoint));
+  const at::ScalarType other = request.dtype == "fp16"   ? at::kHalf
+                               : request.dtype == "bf16" ? at::kBFloat16
+                                                         : at::kFloat;  // position tables need not be stored, either
   SafetensorsFile weights;
   for (const StateEntry& entry : source.model->state()) {
+    const auto stored = types.find(entry.name);
+    const at::ScalarType type = stored == types.end() ? other : stored->second;
     weights.tensors.emplace_back(entry.name, torch_to_tensor(entry.tensor.detach().to(at::kCPU, type).contiguous()));
   }
   make_directories(parent_path(absolute_path(request.output)));

@@ -6,6 +6,7 @@
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/text.h"
 
@@ -30,7 +31,7 @@ std::string as_json(const ExtensionRequest& request, const ExtensionReport& repo
       {"before", {{"tokens", report.tokens_before}, {"unk_share", share(report.unknown_before, report.tokens_before)}}},
       {"after", {{"tokens", report.tokens_after}, {"unk_share", 0.0}}},
       {"base_segmentations_compared", report.segmentations_compared}};
-  return json.dump(1) + "\n";
+  return dump_json(json, 1) + "\n";
 }
 
 std::string as_text(const ExtensionRequest& request, const ExtensionReport& report) {

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "train_gpt_v2/core/text.h"
+#include "train_gpt_v2/model/weights.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -41,6 +42,7 @@ bool only_adapters(const Value& dict) {
 
 FileKind kind_of(const Value& root) {
   if (!root.is_dict()) return FileKind::kOther;
+  if (is_fisher_file(root)) return FileKind::kFisher;
   if (root.contains("base_model") && root.contains("adapter")) return FileKind::kAdapterCheckpoint;
   const Value* model = find_dict(root, "model");
   if (only_adapters(root) || (model && only_adapters(*model)) || (!model && find_dict(root, "adapter"))) {
@@ -100,6 +102,7 @@ std::string python_problem(const Value& root, FileKind kind) {
   if (kind == FileKind::kAdapterCheckpoint || kind == FileKind::kAdapters) {
     return "adapters are kept apart from the base model (train_gpt_v2 merge makes plain weights)";
   }
+  if (kind == FileKind::kFisher) return "it holds Fisher information, no weights";
   const Value* model = find_dict(root, "model");
   const Value* optimizer = find_dict(root, "optimizer");
   if (!model || !optimizer) return "it holds weights only (they can be a starting point)";
@@ -129,6 +132,8 @@ std::string resume_problem(const Value& root, FileKind kind) {
       return "it holds weights only; name it in init.from to start from them";
     case FileKind::kAdapters:
       return "it holds adapters without the weights they change";
+    case FileKind::kFisher:
+      return "it holds Fisher information, no weights; name it in ewc.fisher";
     case FileKind::kOther:
       return "it holds no model that is known here";
   }
@@ -146,7 +151,8 @@ Value with_model_key(const Value& root) {
     for (const Value::Entry& entry : root.entries()) {
       if (!entry.key.is_string() || entry.key.as_string() != "__metadata__") model.set(entry.key, entry.value);
     }
-    return Value::dict().set("model", std::move(model)).set("__metadata__", *metadata);
+    const char* key = is_fisher_file(root) ? "fisher" : "model";
+    return Value::dict().set(key, std::move(model)).set("__metadata__", *metadata);
   }
   return Value::dict().set("model", root);
 }
@@ -216,6 +222,8 @@ std::string kind_text(FileKind kind) {
       return "best weights of a train_gpt_v2 run";
     case FileKind::kAdapters:
       return "adapters without their base model";
+    case FileKind::kFisher:
+      return "Fisher information for ewc.fisher";
     case FileKind::kOther:
       return "tensors of no known model";
   }
@@ -236,6 +244,8 @@ std::string_view kind_name(FileKind kind) {
       return "best";
     case FileKind::kAdapters:
       return "adapters";
+    case FileKind::kFisher:
+      return "fisher";
     case FileKind::kOther:
       return "other";
   }

@@ -19,6 +19,7 @@ enum class FileKind {
   kAdapterCheckpoint,  // ours with adapters apart from the base model
   kBest,               // our best_*.pth
   kAdapters,           // deltas without the weights they change
+  kFisher,             // of `train_gpt_v2 fisher`: a model's names and shapes, but no weights
   kOther,              // tensors of no model we know
 };
 
@@ -46,7 +47,7 @@ struct FileSummary {
   std::string resume_problem;                         // the same for train_gpt_v2
 };
 
-// `root` must outlive the summary. A bare state dict is treated as {"model": dict}.
+// `root` must outlive the summary. A bare state dict is treated as {"model": dict}, a Fisher file as {"fisher": dict}.
 FileSummary summarise(const Value& root);
 Value with_model_key(const Value& root);
 

@@ -6,6 +6,7 @@
 
 #include "train_gpt_v2/adapt/ewc.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/random.h"
 #include "train_gpt_v2/core/signals.h"
@@ -105,6 +106,7 @@ nlohmann::ordered_json summary(const FisherRequest& request, const ModelSource& 
 
 ExitStatus run_fisher(const FisherRequest& request, std::ostream& out) {
   const auto begin = Clock::now();
+  check_output_file(request.output, request.model.checkpoint);
   ModelSource source = load_model(request.model);
   const Options& options = source.options;
   configure_compute(options.train, request.model.device);
@@ -149,7 +151,7 @@ ExitStatus run_fisher(const FisherRequest& request, std::ostream& out) {
   write_fisher(request.output, fisher);
   const nlohmann::ordered_json result = summary(request, source, fisher, seconds_since(begin));
   if (request.json) {
-    out << result.dump(1) << "\n";
+    out << dump_json(result, 1) << "\n";
   } else {
     out << request.output << ": " << fisher.values.size() << " tensors, " << fisher.samples << " samples, "
         << human_count(static_cast<std::uint64_t>(fisher.tokens)) << " scored tokens, mean "

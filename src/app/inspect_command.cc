@@ -11,6 +11,7 @@
 #include "adapter_summary.h"
 #include "file_summary.h"
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
@@ -40,17 +41,6 @@ Opened open_file(const std::string& path, bool verify) {
   return opened;
 }
 
-// Files bring any text; JSON must not fail on it, a terminal must not obey it.
-std::string dump(const Json& document) {
-  return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-}
-
-std::string printable(const std::string& text) {
-  std::string shown;
-  for (const char c : text.substr(0, 200)) shown += static_cast<unsigned char>(c) < ' ' || c == 127 ? '?' : c;
-  return text.size() > 200 ? shown + "..." : shown;
-}
-
 Json value_json(const Value& value) {
   switch (value.kind()) {
     case Value::Kind::kNone:
@@ -73,9 +63,9 @@ Json value_json(const Value& value) {
 }
 
 std::string value_text(const Value& value) {
-  if (value.is_string()) return printable(value.as_string());
+  if (value.is_string()) return printable_text(value.as_string());
   if (value.is_float()) return exact_number(value.as_double());
-  if (value.is_opaque()) return concat("<", printable(value.class_name()), ">");
+  if (value.is_opaque()) return concat("<", printable_text(value.class_name()), ">");
   return value.is_none() ? "None" : value_json(value).dump();
 }
 
@@ -148,15 +138,15 @@ void print_summary(const std::string& path, const Opened& opened, bool verify, s
       << ")\n";
   if (!summary.model.empty()) out << "  model: " << summary.model << "\n";
   for (const auto& [name, value] : summary.values) {
-    out << "  " << printable(name) << ": " << value_text(value) << "\n";
+    out << "  " << printable_text(name) << ": " << value_text(value) << "\n";
   }
   out << "  resume with train_gpt_v2: " << (summary.resume_problem.empty() ? "yes" : "no: " + summary.resume_problem)
       << "\n  " << (summary.python_problem.empty() ? "resumable in Python" : "not resumable in Python: ")
       << summary.python_problem << "\n  " << verification(opened, verify) << "\n";
-  for (const std::string& line : opened.file.ignored) out << "  ignored: " << printable(line) << "\n";
+  for (const std::string& line : opened.file.ignored) out << "  ignored: " << printable_text(line) << "\n";
   std::vector<std::vector<std::string>> rows{{"section", "tensors", "elements", "size", "type"}};
   for (const Section& section : summary.sections) {
-    rows.push_back({printable(section.name), human_count(section.tensors), human_count(section.elements),
+    rows.push_back({printable_text(section.name), human_count(section.tensors), human_count(section.elements),
                     human_bytes(section.bytes), types_text(section)});
   }
   out << "\n" << table(rows);
@@ -165,7 +155,8 @@ void print_summary(const std::string& path, const Opened& opened, bool verify, s
   rows = {{"tensor", "type", "shape"}};
   for (const NamedTensor& one : summary.tensors) {
     if (starts_with(one.name, "optimizer.")) continue;
-    rows.push_back({printable(one.name), std::string(dtype_name(one.tensor->dtype)), shape_text(one.tensor->shape)});
+    rows.push_back(
+        {printable_text(one.name), std::string(dtype_name(one.tensor->dtype)), shape_text(one.tensor->shape)});
   }
   out << "\n" << table(rows);
 }
@@ -277,7 +268,7 @@ std::vector<Difference> compare(const Value& a, const Value& b, std::size_t& equ
 void run_inspect(const std::string& file, bool verify, bool json, std::ostream& out) {
   const Opened opened = open_file(file, verify);
   if (json) {
-    out << dump(summary_json(file, opened, verify));
+    out << dump_json(summary_json(file, opened, verify), 2) << "\n";
   } else {
     print_summary(file, opened, verify, out);
   }
@@ -302,7 +293,7 @@ std::size_t run_inspect_compare(const std::string& a, const std::string& b, bool
       if (one.largest) entry["largest_difference"] = std::isfinite(*one.largest) ? Json(*one.largest) : Json("NaN");
       document["differences"].push_back(std::move(entry));
     }
-    out << dump(document);
+    out << dump_json(document, 2) << "\n";
     return differences.size();
   }
   out << a << ": " << kind_text(left.summary.kind) << "\n" << b << ": " << kind_text(right.summary.kind) << "\n";
@@ -311,7 +302,7 @@ std::size_t run_inspect_compare(const std::string& a, const std::string& b, bool
   std::vector<std::vector<std::string>> rows{{"name", "a", "b", "elements", "largest"}};
   for (std::size_t i = 0; i < std::min(kShownDifferences, differences.size()); ++i) {
     const Difference& one = differences[i];
-    rows.push_back({printable(one.name), one.a.empty() ? "-" : one.a, one.b.empty() ? "-" : one.b,
+    rows.push_back({printable_text(one.name), one.a.empty() ? "-" : one.a, one.b.empty() ? "-" : one.b,
                     one.changed ? human_count(*one.changed) : "", one.largest ? concat(*one.largest) : ""});
   }
   out << "\n" << table(rows);

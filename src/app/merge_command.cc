@@ -10,6 +10,7 @@
 
 #include "config_value.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
@@ -126,7 +127,8 @@ std::optional<Proof> prove(UnifiedVoice& model, TwoForms& forms, const Dataset& 
   for (std::size_t i = 0; i < plan.size(); ++i) {
     if (stop_requested() != ExitStatus::kOk) return std::nullopt;
     Batch batch;
-    for (const std::uint32_t sample : plan.batch(i)) data.load(sample, batch);
+    for (const std::uint32_t sample : plan.batch(i)) data.load_or_skip(sample, batch);
+    if (batch.count() == 0) continue;
     const ModelInputs inputs =
         assemble_inputs(batch, model.options(), BatchLayout::kPacked, model.device(), model.dtype());
     forms.beside();
@@ -134,6 +136,7 @@ std::optional<Proof> prove(UnifiedVoice& model, TwoForms& forms, const Dataset& 
     forms.fold();
     proof.add(beside, score(model, inputs), inputs);
   }
+  if (proof.samples == 0) throw Error("DAT008", "none of the samples for the proof can be used: nothing is written");
   return proof;
 }
 
@@ -169,6 +172,7 @@ nlohmann::ordered_json summary(const MergeRequest& request, const ModelSource& s
 }  // namespace
 
 ExitStatus run_merge(const MergeRequest& request, std::ostream& out) {
+  check_output_file(request.output, request.model.checkpoint);
   ModelRequest wanted = request.model;
   wanted.complete = true;  // fresh values must never reach an inference file
   ModelSource source = load_model(wanted);
@@ -201,7 +205,7 @@ ExitStatus run_merge(const MergeRequest& request, std::ostream& out) {
 
   const nlohmann::ordered_json result = summary(request, source, *proof);
   if (request.json) {
-    out << result.dump(1) << "\n";
+    out << dump_json(result, 1) << "\n";
     return ExitStatus::kOk;
   }
   out << request.output << ": " << result["tensors"] << " tensors, " << source.adapters->adapters().size()

@@ -1,5 +1,7 @@
 #include "train_gpt_v2/app/model_source.h"
 
+#include <filesystem>
+
 #include "config_value.h"
 #include "train_gpt_v2/adapt/peft_files.h"
 #include "train_gpt_v2/config/loader.h"
@@ -70,6 +72,7 @@ void load_plain(const ModelRequest& request, const Value& root, const std::strin
 ModelSource load_model(const ModelRequest& request) {
   const std::string path = absolute_path(request.checkpoint);
   const LoadedFile file = read_tensor_file(path, /*verify=*/true);
+  refuse_fisher_file(file.root, path);
   refuse_newer_format(file.root, path);
   ModelSource source;
   source.options = find_options(request, file.root);
@@ -106,6 +109,18 @@ void require_adapters(const ModelSource& source, const std::string& checkpoint) 
   throw Error("PFT004", "this model has no adapters")
       .where(checkpoint)
       .fix("name a checkpoint of a run with peft.method, or add --set init.peft_adapter=FOLDER of peft");
+}
+
+void check_output_file(const std::string& output, const std::string& checkpoint) {
+  std::error_code missing;  // then they are not the same
+  if (std::filesystem::equivalent(output, checkpoint, missing)) {
+    throw Error("ARG001", "--output names the checkpoint itself, which would be lost")
+        .where(output)
+        .fix("choose another file");
+  }
+  if (directory_exists(output)) {
+    throw Error("IO003", "the output is a folder").where(output).fix("name a file in it");
+  }
 }
 
 const Value& weights_in(const Value& root, const std::string& source) {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/packed_set.h"
 #include "train_gpt_v2/data/packer.h"
@@ -14,10 +15,6 @@ namespace train_gpt_v2 {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string dump(const Json& document) {
-  return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-}
 
 Json report_json(const std::string& folder, const PackReport& report) {
   return {{"set", folder},
@@ -45,8 +42,7 @@ void add_pack_command(CLI::App& app) {
   PackRequest& request = arguments->request;
   CLI::App* command = app.add_subcommand("pack", "one memory-mapped set of all that manifests name");
   command->add_option("--manifest", request.manifests, "pair manifest, with an optional ::language; repeatable")
-      ->required()
-      ->allow_extra_args(false);
+      ->required();
   command->add_option("--output", request.output, "folder to make: new or empty")->required();
   command
       ->add_option("--dtype", request.dtype,
@@ -66,7 +62,7 @@ void add_pack_command(CLI::App& app) {
     for (std::string& manifest : asked.manifests) manifest = absolute_path(manifest);
     const PackReport report = pack_manifests(asked);
     if (arguments->json) {
-      std::cout << dump(report_json(absolute_path(asked.output), report));
+      std::cout << dump_json(report_json(absolute_path(asked.output), report), 2) << "\n";
       return;
     }
     std::cout << asked.output << ": " << human_count(report.pairs) << " pairs of " << report.manifests << " manifests, "
@@ -96,14 +92,15 @@ void run_inspect_packed(const std::string& folder, bool verify, bool json, std::
                                        {"bytes", manifest.bytes},
                                        {"content", manifest.content_hash}});
     }
-    out << dump(document);
+    out << dump_json(document, 2) << "\n";
     return;
   }
   out << folder << ": packed set, " << human_bytes(set->bytes()) << ", " << human_count(set->pairs().size())
       << " pairs, " << human_count(set->arrays().size()) << " arrays, " << human_count(set->speakers().size())
       << " speakers; " << rounding_note(set->rounded_to()) << "\n";
   for (const PackedSet::Manifest& manifest : set->manifests()) {
-    out << "  " << manifest.source << (manifest.language.empty() ? "" : concat("::", manifest.language)) << ": "
+    out << "  " << printable_text(manifest.source)
+        << (manifest.language.empty() ? "" : concat("::", printable_text(manifest.language))) << ": "
         << human_count(manifest.pairs) << " pairs\n";
   }
   out << (verify ? "every byte read and checked\n" : "index checked; --verify also reads and checks every byte\n");

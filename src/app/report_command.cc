@@ -7,6 +7,7 @@
 #include "train_gpt_v2/app/report_page.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
@@ -37,9 +38,10 @@ void assign_phases(const ReportOptions& options, ReportContent& content) {
   for (const std::string& text : options.phases) {
     const auto equals = text.find('=');
     const std::size_t phase = parse_phase(text.substr(0, equals), text);
-    const std::string wanted = equals == std::string::npos ? "" : absolute_path(text.substr(equals + 1));
+    const bool named = equals != std::string::npos && equals + 1 < text.size();
+    const std::string wanted = named ? run_folder(text.substr(equals + 1)) : "";
     const auto found = std::find_if(content.runs.begin(), content.runs.end(),
-                                    [&](const ReportRun& run) { return absolute_path(run.path) == wanted; });
+                                    [&](const ReportRun& run) { return run_folder(run.path) == wanted; });
     if (found == content.runs.end()) parse_phase("", text);
     content.phases[phase] = &*found;
     taken[static_cast<std::size_t>(found - content.runs.begin())] = true;
@@ -55,7 +57,7 @@ void assign_phases(const ReportOptions& options, ReportContent& content) {
 void make_names_unique(std::vector<ReportRun>& runs) {
   for (ReportRun& run : runs) {
     const auto same = std::count_if(runs.begin(), runs.end(), [&run](const ReportRun& other) {
-      return file_name(absolute_path(other.path)) == file_name(absolute_path(run.path));
+      return file_name(run_folder(other.path)) == file_name(run_folder(run.path));
     });
     if (same > 1) run.name = clean_text(run.path, 120);
   }
@@ -102,7 +104,7 @@ std::string write_report(const ReportOptions& options) {
                    run.done.empty() ? "" : ", done", "\n");
     for (const std::string& problem : run.problems) text += concat("    ", problem, "\n");
   }
-  return options.json ? document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n" : text;
+  return options.json ? dump_json(document, 2) + "\n" : text;
 }
 
 }  // namespace train_gpt_v2

@@ -7,6 +7,7 @@
 #include "report_samples.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
@@ -22,6 +23,18 @@ constexpr std::size_t kMaxPoints = 1500;
 constexpr std::size_t kMaxEvents = 400;
 constexpr std::size_t kMaxProblems = 20;
 constexpr std::size_t kMaxRows = 200;
+constexpr int kMaxDepth = 64;  // of values within each other
+
+// Copying or printing a value takes stack for each of its levels. What is nested too deeply counts as no JSON.
+Json parse_bounded(std::string_view text, bool comments) {
+  bool deep = false;
+  const auto bounded = [&deep](int depth, Json::parse_event_t, const Json&) {
+    deep = deep || depth > kMaxDepth;
+    return depth <= kMaxDepth;
+  };
+  Json parsed = Json::parse(text, bounded, false, comments);
+  return deep ? Json(Json::value_t::discarded) : parsed;
+}
 
 void add_problem(ReportRun& run, std::string text) {
   if (run.problems.size() < kMaxProblems) run.problems.push_back(std::move(text));
@@ -88,7 +101,7 @@ std::string brief(const Json& value) {
     return std::isfinite(number) && std::fabs(number) >= 1e-3 && std::fabs(number) < 1e6 ? fixed(number, 3)
                                                                                          : value.dump();
   }
-  return clean_text(value.dump(-1, ' ', false, Json::error_handler_t::replace));
+  return clean_text(dump_json(value));
 }
 
 void add_event_line(ReportRun& run, std::int64_t step, const Json& line) {
@@ -137,7 +150,7 @@ void read_metrics(ReportRun& run) {
     begin = end + 1;
     ++number;
     if (trim(line.substr(0, kMaxLine)).empty() && line.size() <= kMaxLine) continue;
-    const Json parsed = line.size() <= kMaxLine ? Json::parse(line, nullptr, false) : Json(Json::value_t::discarded);
+    const Json parsed = line.size() <= kMaxLine ? parse_bounded(line, false) : Json(Json::value_t::discarded);
     const std::int64_t step = parsed.is_object() ? step_of(parsed) : -1;
     const std::string type = step >= 0 ? string_of(parsed, "type", "") : "";
     if (type == "train") {
@@ -162,16 +175,20 @@ void read_metrics(ReportRun& run) {
 std::optional<Json> read_json(ReportRun& run, const std::string& name) {
   const std::string path = path_join(run.path, name);
   if (!file_exists(path)) return std::nullopt;
-  Json parsed = Json::parse(read_file(path, kMaxSmallFile), nullptr, false, true);
+  if (!is_plain_file(path)) {
+    add_problem(run, name + " is a link; it is left out");
+    return std::nullopt;
+  }
+  Json parsed = parse_bounded(read_file(path, kMaxSmallFile), true);
   if (parsed.is_object()) return parsed;
-  add_problem(run, name + " is not a JSON object; it is left out");
+  add_problem(run, name + " is not a JSON object, or nested too deeply; it is left out");
   return std::nullopt;
 }
 
 void read_config(ReportRun& run) {
   const auto config = read_json(run, "config.effective.json");
   if (!config) return;
-  run.config = config->dump(2, ' ', false, Json::error_handler_t::replace);
+  run.config = dump_json(*config, 2);
   for (const auto& [section, keys] : config->items()) {
     if (!keys.is_object()) continue;
     for (const auto& [key, value] : keys.items()) {
@@ -256,21 +273,17 @@ void read_checkpoints(ReportRun& run) {
 
 std::string clean_text(std::string_view text, std::size_t bytes) {
   std::string out;
-  for (std::size_t i = 0; i < text.size();) {
-    std::size_t length = 1;
-    while (i + length < text.size() && length < 4 && (static_cast<unsigned char>(text[i + length]) & 0xC0) == 0x80)
-      ++length;
-    const std::string_view character = text.substr(i, length);
-    if (out.size() + length > bytes) return out + "…";
-    const auto first = static_cast<unsigned char>(character[0]);
+  while (!text.empty()) {
+    const std::string_view character = first_character(text);
+    if (out.size() + character.size() > bytes) return out + "…";
     if (!valid_utf8(character)) {
       out += "\xEF\xBF\xBD";
-    } else if (first >= 0x20 && first != 0x7F) {
-      out += character;
-    } else {
+    } else if (is_control(character)) {
       out += ' ';
+    } else {
+      out += character;
     }
-    i += length;
+    text.remove_prefix(character.size());
   }
   return out;
 }
@@ -317,6 +330,12 @@ std::vector<ReportValidation> validation_results(const ReportRun& run) {
   return results;
 }
 
+std::string run_folder(std::string_view directory) {
+  std::string path = absolute_path(directory);
+  if (path.size() > 1 && path.back() == '/') path.pop_back();  // a normalised path has one at most
+  return path;
+}
+
 ReportRun load_run(const std::string& directory, std::uint64_t& media_bytes) {
   if (!directory_exists(directory)) {
     throw Error("IO001", concat("there is no run directory ", directory))
@@ -324,7 +343,7 @@ ReportRun load_run(const std::string& directory, std::uint64_t& media_bytes) {
   }
   ReportRun run;
   run.path = directory;
-  run.name = clean_text(file_name(absolute_path(directory)), 80);
+  run.name = clean_text(file_name(run_folder(directory)), 80);
   const std::pair<const char*, void (*)(ReportRun&)> readers[] = {{"metrics.jsonl", read_metrics},
                                                                   {"config.effective.json", read_config},
                                                                   {"DONE", read_marks},

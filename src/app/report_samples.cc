@@ -21,6 +21,7 @@ constexpr std::uint64_t kMaxMedia = 4ull << 20;
 constexpr std::size_t kMaxSamples = 20;   // per step
 constexpr std::size_t kMaxFolders = 500;  // with figures
 constexpr std::size_t kShownFolders = 3;  // with pictures and sounds
+constexpr std::size_t kMaxProblems = 40;
 
 std::int64_t step_of_name(const std::string& name) {
   if (!starts_with(name, "step_")) return -1;
@@ -30,10 +31,13 @@ std::int64_t step_of_name(const std::string& name) {
   return result.ec == std::errc() && result.ptr == end ? step : -1;
 }
 
-// Not a link: a link could show any file of this machine to whoever gets the page.
-bool is_plain_file(const std::string& path) {
+bool is_plain_folder(const std::string& path) {
   struct stat status {};
-  return ::lstat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+  return ::lstat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+void add_problem(std::vector<std::string>& problems, std::string text) {
+  if (problems.size() < kMaxProblems) problems.push_back(std::move(text));
 }
 
 std::string media(const std::string& folder, const std::set<std::string>& names, const std::string& name,
@@ -93,8 +97,7 @@ void read_notes(const std::string& folder, SampleFolder& out, std::vector<std::s
       if (sample.text.empty() && note != out.notes.end()) sample.text = clean_text(note->text);
     }
   } catch (const Error& failure) {
-    if (problems.size() < 40)
-      problems.push_back(concat("samples/step_", out.step, ": ", clean_text(failure.message())));
+    add_problem(problems, concat("samples/step_", out.step, ": ", clean_text(failure.message())));
   }
 }
 
@@ -124,26 +127,47 @@ SampleFolder read_folder(const std::string& folder, std::int64_t step, bool with
 
 }  // namespace
 
+bool is_plain_file(const std::string& path) {
+  struct stat status {};
+  return ::lstat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+}
+
 std::vector<SampleFolder> load_sample_folders(const std::string& run_directory, const std::string& baseline_step,
                                               std::uint64_t& media_bytes, std::vector<std::string>& problems) {
   const std::string root = path_join(run_directory, "samples");
   if (!directory_exists(root)) return {};
-  std::vector<std::int64_t> steps;
+  if (!is_plain_folder(root)) {
+    add_problem(problems, "samples is a link; it is left out");
+    return {};
+  }
+  std::vector<std::pair<std::int64_t, std::string>> steps;  // with the folder's name: 7 may be written step_007
   std::vector<SampleFolder> folders;
-  try {
+  const auto guarded = [&problems](const std::string& what, const auto& work) {
+    try {
+      work();
+    } catch (const Error& failure) {
+      add_problem(problems, concat(what, ": ", clean_text(failure.message())));
+    }
+  };
+  guarded("samples", [&] {
     for (const std::string& name : list_directory(root)) {
       const std::int64_t step = step_of_name(name);
-      if (step >= 0 && directory_exists(path_join(root, name))) steps.push_back(step);
+      if (step < 0 || !directory_exists(path_join(root, name))) continue;
+      if (is_plain_folder(path_join(root, name))) {
+        steps.emplace_back(step, name);
+      } else {
+        add_problem(problems, concat("samples/", name, " is a link; it is left out"));
+      }
     }
-    std::sort(steps.begin(), steps.end());
-    if (steps.size() > kMaxFolders) steps.erase(steps.begin(), steps.end() - kMaxFolders);
-    for (std::size_t i = steps.size(); i-- > 0;) {  // newest first: they get the pictures
-      const bool shown = steps.size() - i <= kShownFolders || std::to_string(steps[i]) == baseline_step;
-      folders.push_back(
-          read_folder(path_join(root, concat("step_", steps[i])), steps[i], shown, media_bytes, problems));
-    }
-  } catch (const Error& failure) {
-    problems.push_back(concat("samples: ", clean_text(failure.message())));
+  });
+  std::sort(steps.begin(), steps.end());
+  if (steps.size() > kMaxFolders) steps.erase(steps.begin(), steps.end() - kMaxFolders);
+  for (std::size_t i = steps.size(); i-- > 0;) {  // newest first: they get the pictures
+    const auto& [step, name] = steps[i];
+    const bool shown = steps.size() - i <= kShownFolders || std::to_string(step) == baseline_step;
+    guarded("samples/" + name, [&, &step = step, &name = name] {
+      folders.push_back(read_folder(path_join(root, name), step, shown, media_bytes, problems));
+    });
   }
   std::reverse(folders.begin(), folders.end());
   return folders;

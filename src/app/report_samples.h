@@ -10,6 +10,9 @@
 
 namespace train_gpt_v2 {
 
+// Not a link: a link could show any file of this machine to whoever gets the page.
+bool is_plain_file(const std::string& path);
+
 // The newest three steps and the baseline step (a number as text, or nothing) with pictures and sounds, all other steps
 // with their figures alone.
 std::vector<SampleFolder> load_sample_folders(const std::string& run_directory, const std::string& baseline_step,

@@ -131,6 +131,8 @@ MilestoneState judge_milestone(const std::vector<Milestone>& milestones, std::si
     state.verdict = "not measured";
   } else if (state.measured->mel_loss > milestone.mel_high || state.measured->top1 < milestone.top1_low) {
     state.verdict = "not reached";
+  } else if (std::isnan(state.measured->top1)) {
+    state.verdict = "not measured";
   } else {
     const bool better = state.measured->mel_loss < milestone.mel_low;
     state.verdict = better ? "better than the target" : "reached";

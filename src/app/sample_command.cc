@@ -6,6 +6,7 @@
 
 #include "train_gpt_v2/app/vocoder.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
@@ -54,7 +55,7 @@ std::string summary_json(const SampleRequest& request, const std::string& weight
                                     {"weights", weights},
                                     {"folder", absolute_path(request.folder)},
                                     {"samples", samples}};
-  return json.dump(1) + "\n";
+  return dump_json(json, 1) + "\n";
 }
 
 }  // namespace

@@ -145,6 +145,11 @@ void check_training(const Options& o, const CrossProblem& report, std::vector<st
 
 void check_adapters(const Options& o, const CrossProblem& report) {
   const PeftOptions& p = o.peft;
+  if (p.enabled() && p.target_modules.empty()) {
+    report({"peft.target_modules", "peft.method"},
+           concat("peft.target_modules is empty, so peft.method \"", p.method, "\" has nothing to adapt"),
+           "name module patterns, or leave the key out");
+  }
   const auto needs_adaptive = [&](const char* key, bool given) {
     if (!given || p.adaptive()) return;
     report({key, "peft.method"},

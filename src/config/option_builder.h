@@ -154,6 +154,14 @@ class RowBuilder : public SpecBuilder<RowBuilder> {
  public:
   explicit RowBuilder(OptionRow row) : row_(std::move(row)) {}
   RowBuilder& unit(std::string name) { return row_.unit = std::move(name), *this; }
+  // 0 and null both switch it off (interface.md §2); `off` is how the member says so.
+  RowBuilder& off_is(Json off) {
+    row_.value.nullable = true;
+    row_.set = [set = std::move(row_.set), stored = std::move(off)](Options& options, const Json& json) {
+      set(options, json.is_null() || json == Json(0) ? stored : json);
+    };
+    return *this;
+  }
   ValueSpec& spec_to_edit() { return row_.value; }
   operator OptionRow() const { return row_; }
 

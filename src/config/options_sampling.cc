@@ -40,7 +40,10 @@ std::string command_problem(const std::string& command) {
 
 OptionRows sampling_rows() {
   OptionRows rows{
-      TGV2_OPTION(sampling.interval, kFree, "decode samples every so many steps; 0 = off").range(0, 1e9).unit("steps"),
+      TGV2_OPTION(sampling.interval, kFree, "decode samples every so many steps; 0 = off")
+          .range(0, 1e9)
+          .off_is(0)
+          .unit("steps"),
       TGV2_OPTION(sampling.count, kFree, "so many validation pairs, the first ones, where no cases are named")
           .range(1, 1000)
           .unit("samples"),

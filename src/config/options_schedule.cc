@@ -34,7 +34,10 @@ OptionRows schedule_rows() {
       TGV2_OPTION(ema.update_every, kFree, "update every k steps with decay^k").range(1, 1e6).unit("steps"),
       TGV2_OPTION(ema.device, kFree, "where the average lives").choices({"same", "cpu"}),
 
-      TGV2_OPTION(validation.interval, kFree, "validate every so many steps; 0 = off").range(0, 1e9).unit("steps"),
+      TGV2_OPTION(validation.interval, kFree, "validate every so many steps; 0 = off")
+          .range(0, 1e9)
+          .off_is(0)
+          .unit("steps"),
       TGV2_OPTION(validation.max_batches, kFree, "at most this many batches, always the same; null = all")
           .range(1, 1e9)
           .unit("batches"),
@@ -54,14 +57,19 @@ OptionRows schedule_rows() {
 
       TGV2_OPTION(checkpoint.interval, kFree, "save every so many steps; 0 = only at the end")
           .range(0, 1e9)
+          .off_is(0)
           .unit("steps"),
-      TGV2_OPTION(checkpoint.interval_minutes, kFree, "and after this much time; null = off").above(0).unit("minutes"),
+      TGV2_OPTION(checkpoint.interval_minutes, kFree, "and after this much time; null = off")
+          .at_least(0)
+          .off_is(nullptr)
+          .unit("minutes"),
       TGV2_OPTION(checkpoint.keep, kFree, "how many of the newest stay")
           .range(3, 1'000'000)
           .because("with fewer than 3 one damaged file and one bad stretch of training leave nothing to go back to")
           .unit("files"),
       TGV2_OPTION(checkpoint.keep_every, kFree, "files of these steps stay for good; null = off")
-          .range(1, 1e9)
+          .range(0, 1e9)
+          .off_is(nullptr)
           .unit("steps"),
       TGV2_OPTION(checkpoint.pin, kFree, "steps whose files stay for good").range(0, 1e9).unit("steps"),
       TGV2_OPTION(checkpoint.best_metrics, kFree, "metric[@split]: the best of each is kept").checked(metric_problem),

@@ -116,9 +116,12 @@ OptionRows train_rows() {
           .choices({"window_tokens", "micro_batch"}),
       TGV2_OPTION(train.grad_clip, kFree, "largest global gradient norm; 0 = off").at_least(0),
       TGV2_OPTION(train.clip_per_group, kFree, "clip each parameter group by its own norm"),
-      TGV2_OPTION(train.log_interval, kFree, "metrics line every so many steps; 0 = off").range(0, 1e9).unit("steps"),
+      TGV2_OPTION(train.log_interval, kFree, "metrics line every so many steps; 0 = off")
+          .range(0, 1e9)
+          .off_is(0)
+          .unit("steps"),
       TGV2_OPTION(train.num_threads, kWarn, "CPU threads for computing; null = all cores")
-          .range(1, 4096)
+          .range(1, 2047)  // kernels/thread_pool.cc counts the threads inside in 11 bits
           .unit("threads"),
       TGV2_OPTION(train.activation_checkpointing, kFree, "recompute every k-th block instead of storing it; 0 = off")
           .range(0, 1024),

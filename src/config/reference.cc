@@ -95,7 +95,6 @@ A test fails when they are stale, so do not edit them.
 | phase2_adalora.json | the same with ranks pruned where they matter least (DoRA and AdaLoRA together) |
 | phase2_full.json | phase 2 without adapters: layer-wise learning rates |
 | demo.json | a small model for the corpus of `train_gpt_v2 demo-data`; scripts/quickstart.sh trains it |
-| demo.json | a small model for the corpus that `train_gpt_v2 demo-data` makes |
 | schema.json | `"$schema": "schema.json"` in a configuration gives completion and checks in editors |
 
 A configuration is JSON with `//` and `/* */` comments. `"extends": "other.json"` (or a list, later wins) takes over the

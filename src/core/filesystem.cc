@@ -65,7 +65,8 @@ FileOps posix_ops;
 std::atomic<FileOps*> current_ops{&posix_ops};
 
 [[noreturn]] void refuse(const char* doing, const std::string& path, int error) {
-  const bool creating = error == EACCES || error == EROFS || error == EPERM || error == ENOTDIR || error == ENOENT;
+  const bool creating =
+      error == EACCES || error == EROFS || error == EPERM || error == ENOTDIR || error == ENOENT || error == EISDIR;
   Error failure(creating ? "IO003" : "IO002", concat("cannot ", doing, ": ", std::strerror(error)));
   std::move(failure).where(path);
   if (error == ENOSPC || error == EDQUOT) {
@@ -96,7 +97,10 @@ ScopedFileOps::~ScopedFileOps() {
 AtomicFile::AtomicFile(std::string path, std::uint64_t reserve) : path_(std::move(path)) {
   static std::atomic<unsigned> serial{0};
   temporary_ = concat(path_, ".tmp.", ::getpid(), ".", serial.fetch_add(1));
-  fd_ = file_ops().open(temporary_, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
+  const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW;
+  fd_ = file_ops().open(temporary_, flags, 0644);
+  // A process with our number that was killed left it: in a container every start has the same number.
+  if (fd_ < 0 && errno == EEXIST && file_ops().unlink(temporary_) == 0) fd_ = file_ops().open(temporary_, flags, 0644);
   if (fd_ < 0) refuse("create the file", temporary_, errno);
   if (reserve > 0) {
     const int error = file_ops().allocate(fd_, static_cast<off_t>(reserve));
@@ -144,6 +148,11 @@ void write_file_atomically(const std::string& path, std::string_view content) {
   AtomicFile file(path);
   file.write(content);
   file.commit();
+}
+
+void move_file(const std::string& from, const std::string& to) {
+  if (file_exists(to) || directory_exists(to)) refuse("move a file to", to, EEXIST);
+  if (file_ops().rename(from, to) != 0) refuse("move a file to", to, errno);
 }
 
 void publish_link(const std::string& target, const std::string& name) {

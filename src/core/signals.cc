@@ -4,12 +4,14 @@
 #include <unistd.h>
 
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/logging.h"
 
 namespace train_gpt_v2 {
 namespace {
 
 // Lock-free atomics are the only state a handler may touch.
 std::atomic<int> stop_status{0};
+std::atomic<bool> interrupted{false};  // by a real SIGINT; other ranks and a `stop` file ask with its status too
 std::atomic<bool> save_wanted{false};
 std::atomic<bool> status_wanted{false};
 static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
@@ -17,9 +19,8 @@ static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_alw
 void on_signal(int number) {
   switch (number) {
     case SIGINT:
-      if (stop_status.exchange(static_cast<int>(ExitStatus::kSigint)) == static_cast<int>(ExitStatus::kSigint)) {
-        ::_exit(static_cast<int>(ExitStatus::kSigint));
-      }
+      if (interrupted.exchange(true)) ::_exit(static_cast<int>(ExitStatus::kSigint));
+      stop_status = static_cast<int>(ExitStatus::kSigint);
       break;
     case SIGTERM:
       stop_status = static_cast<int>(ExitStatus::kSigterm);
@@ -35,6 +36,23 @@ void on_signal(int number) {
       break;
     default:
       break;
+  }
+}
+
+std::atomic<bool> save_refused{false}, stop_refused{false};
+
+// True when a file of this name was there and is gone now. One that cannot be removed would ask again at every look:
+// it does not count, which is said once.
+bool take_file(const std::string& path, std::atomic<bool>& refused) {
+  if (!file_exists(path)) return false;
+  try {
+    remove_file(path);
+    return true;
+  } catch (const Error& failure) {
+    if (!refused.exchange(true)) {
+      log_warning("signals", failure.message(), " ", failure.place(), "; as long as it stays it is ignored");
+    }
+    return false;
   }
 }
 
@@ -67,21 +85,19 @@ void request_stop(ExitStatus status) {
 }
 
 void poll_trigger_files(const std::string& run_directory) {
-  const std::string save = path_join(run_directory, "save"), stop = path_join(run_directory, "stop");
-  if (::access(save.c_str(), F_OK) == 0) {
-    remove_file(save);
-    save_wanted = true;
-  }
-  if (::access(stop.c_str(), F_OK) == 0) {
-    remove_file(stop);
+  if (take_file(path_join(run_directory, "save"), save_refused)) save_wanted = true;
+  if (take_file(path_join(run_directory, "stop"), stop_refused)) {
     stop_status = static_cast<int>(ExitStatus::kSigint);
   }
 }
 
 void reset_signal_flags() {
   stop_status = 0;
+  interrupted = false;
   save_wanted = false;
   status_wanted = false;
+  save_refused = false;
+  stop_refused = false;
 }
 
 }  // namespace train_gpt_v2

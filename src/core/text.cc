@@ -202,4 +202,30 @@ bool valid_utf8(std::string_view text) {
   return true;
 }
 
+std::string_view first_character(std::string_view text) {
+  std::size_t length = 1;
+  while (length < std::min<std::size_t>(text.size(), 4) && (static_cast<unsigned char>(text[length]) & 0xC0) == 0x80) {
+    ++length;
+  }
+  return text.substr(0, length);
+}
+
+bool is_control(std::string_view character) {
+  const auto first = static_cast<unsigned char>(character[0]);
+  return first < 0x20 || first == 0x7F ||
+         (first == 0xC2 && character.size() > 1 && static_cast<unsigned char>(character[1]) < 0xA0);
+}
+
+std::string printable_text(std::string_view text) {
+  constexpr std::size_t kShown = 200;
+  std::string shown;
+  while (!text.empty()) {
+    const std::string_view character = first_character(text);
+    if (shown.size() + character.size() > kShown) return shown + "...";
+    shown += is_control(character) || !valid_utf8(character) ? "?" : character;
+    text.remove_prefix(character.size());
+  }
+  return shown;
+}
+
 }  // namespace train_gpt_v2

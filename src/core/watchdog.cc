@@ -43,7 +43,7 @@ void Watchdog::watch() {
     const std::uint64_t now = beats_.load(std::memory_order_acquire);
     // A tick that took much longer than asked for means that the whole process stood still.
     const double passed = std::chrono::duration<double>(Clock::now() - begin).count();
-    idle = now == seen ? idle + std::min(passed, 2 * tick.count()) : 0;
+    idle = now == seen && pauses_ == 0 ? idle + std::min(passed, 2 * tick.count()) : 0;
     seen = now;
     if (idle >= seconds_) leave(idle);
   }

@@ -229,6 +229,17 @@ SampleInfo Dataset::info(std::uint32_t sample) const {
   return {entry.text_length, entry.code_length, entry.speaker, entry.language(), entry.manifest(), group};
 }
 
+std::optional<std::string> Dataset::load_or_skip(std::uint32_t sample, Batch& batch) const {
+  try {
+    load(sample, batch);
+    return std::nullopt;
+  } catch (const Error& error) {
+    // IO008: a manifest or a packed set was cut while in use; that is no bad sample, everything behind it is gone.
+    if (!skip_bad_ || error.status() == ExitStatus::kInternal || error.code() == "IO008") throw;
+    return concat(error.place(), ": ", error.message(), " (", join(error.details(), "; "), ")");
+  }
+}
+
 std::string Dataset::place(std::uint32_t sample) const {
   const long line = index_.line(index_[sample]);
   return line > 0 ? concat(index_.file(index_[sample]), ":", line) : index_.file(index_[sample]);

@@ -14,20 +14,23 @@ constexpr std::int64_t kMaxFrames = 10'000;  // the conformer's 5,000 positions 
 constexpr std::int64_t kMinFrames = 3;       // one frame after subsampling
 constexpr std::int64_t kMaxArrayLength = 1 << 20;
 
-// A list of whole numbers whose length agrees with what the manifest says.
+// A list of whole numbers whose length agrees with what the record states, or else (`stated` < 0) with what was found
+// at opening, which is cut to the limit.
 std::vector<std::int64_t> read_integers(const Tensor& array, const std::string& path, std::string_view what,
-                                        std::int64_t stated) {
+                                        std::int64_t stated, std::int64_t found, std::int64_t limit) {
   if (array.shape.size() != 1 || is_floating_point(array.dtype)) {
     throw Error("DAT006", concat(what, " must be a list of whole numbers, not ", dtype_name(array.dtype), " ",
                                  shape_text(array.shape)))
         .where(path)
         .fix("save an int32 array of one dimension");
   }
-  if (array.shape[0] != stated || stated > kMaxArrayLength) {
+  const std::int64_t length = array.shape[0];
+  const bool agrees = stated >= 0 ? length == stated : std::min(length, limit) == found;
+  if (!agrees || length > kMaxArrayLength) {
     throw Error("DAT006", concat(what, " and manifest disagree on the length"))
         .where(path)
-        .detail(concat("manifest  ", stated))
-        .detail(concat("array     ", array.shape[0]))
+        .detail(stated >= 0 ? concat("manifest  ", stated) : concat("opening   ", found))
+        .detail(concat("array     ", length))
         .fix("make the manifest again from the arrays; lengths that are left out are read from the arrays");
   }
   return to_int_vector(array);
@@ -78,7 +81,7 @@ std::vector<std::int32_t> Dataset::read_text(const PairEntry& entry, const PairR
   }
   const std::string path = index_.array_place(entry, record, ArrayRole::kTextIds);
   const auto ids = read_integers(index_.array(entry, record, ArrayRole::kTextIds), path, "text ids",
-                                 record.target_text_len >= 0 ? record.target_text_len : entry.text_length);
+                                 record.target_text_len, entry.text_length, text_limit_);
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] >= 0 && ids[i] < model_.number_text_tokens) continue;
     throw Error("DAT005", "a text id is outside the vocabulary")
@@ -92,7 +95,7 @@ std::vector<std::int32_t> Dataset::read_text(const PairEntry& entry, const PairR
 std::vector<std::int32_t> Dataset::read_codes(const PairEntry& entry, const PairRecord& record) const {
   const std::string path = index_.array_place(entry, record, ArrayRole::kCodes);
   const auto codes = read_integers(index_.array(entry, record, ArrayRole::kCodes), path, "codes",
-                                   record.target_code_len >= 0 ? record.target_code_len : entry.code_length);
+                                   record.target_code_len, entry.code_length, code_limit_);
   for (std::size_t i = 0; i < codes.size(); ++i) {
     const std::int64_t code = codes[i];
     if (code >= 0 && code < model_.number_mel_codes && code != model_.start_mel_token &&

@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "doctor_parts.h"
+#include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/random.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/normalizer.h"
@@ -42,6 +43,11 @@ long LineNumbers::line(const PairEntry& entry) {
 
 bool longer_than_clip(std::int64_t codes, double duration, double per_second) {
   return duration > 0 && static_cast<double>(codes) > duration * per_second * 1.02 + 3;
+}
+
+std::string clip_key(const PairIndex& index, const PairEntry& entry, const PairRecord& record) {
+  return record.target_id.empty() ? absolute_path(index.resolve(entry, record.target_codes_path))
+                                  : std::string(record.target_id);
 }
 
 Finding& Findings::entry(std::string_view check, Severity severity, std::string_view summary, std::string_view fix) {
@@ -95,7 +101,7 @@ void Corpus::scan(Findings& findings) {
   for (const std::uint32_t i : scanned) {
     const PairEntry& entry = index[i];
     const PairRecord record = index.record(entry, parser);
-    const std::string_view target = record.target_id.empty() ? record.target_codes_path : record.target_id;
+    const std::string target = clip_key(index, entry, record);
     ManifestSummary& summary = summaries[entry.manifest()];
     ++summary.pairs;
     speakers[entry.manifest()].insert(entry.speaker);

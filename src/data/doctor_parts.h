@@ -85,6 +85,9 @@ LengthHistogram length_histogram(std::string name, std::vector<std::int64_t> len
 // The allowance of a codec: rounding, and a frame at either end.
 bool longer_than_clip(std::int64_t codes, double duration, double per_second);
 
+// The target clip of a pair, the same in every manifest: its id, else the file of its codes.
+std::string clip_key(const PairIndex& index, const PairEntry& entry, const PairRecord& record);
+
 // What one thread saw in the arrays of one sample.
 struct ArrayLook {
   std::uint32_t sample = 0;

@@ -7,6 +7,7 @@
 #include "doctor_parts.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/data/parallel.h"
 #include "train_gpt_v2/io/npy.h"
@@ -70,8 +71,12 @@ class Repair {
     RecordParser parser;
     for (const PairEntry& entry : dataset.index().entries()) {
       const PairRecord record = dataset.index().record(entry, parser);
-      if (record.prompt_duration > 0) durations_.try_emplace(std::string(record.prompt_id), record.prompt_duration);
-      if (record.target_duration > 0) durations_[std::string(record.target_id)] = record.target_duration;
+      if (record.prompt_duration > 0 && !record.prompt_id.empty()) {
+        durations_.try_emplace(std::string(record.prompt_id), record.prompt_duration);
+      }
+      if (record.target_duration > 0) {
+        durations_[doctor::clip_key(dataset.index(), entry, record)] = record.target_duration;
+      }
     }
   }
 
@@ -87,8 +92,9 @@ class Repair {
     for (std::uint32_t i = 0; i < dataset.size(); ++i) {
       std::string& reason = verdicts[i].left_out_because;
       if (!reason.empty()) continue;
-      const PairRecord record = dataset.index().record(dataset.index()[i], parser);
-      const std::string target(record.target_id.empty() ? record.target_codes_path : record.target_id);
+      const PairEntry& entry = dataset.index()[i];
+      const PairRecord record = dataset.index().record(entry, parser);
+      const std::string target = doctor::clip_key(dataset.index(), entry, record);
       if (record.prompt_id == target) reason = "the prompt is the target itself";
       if (in_training_.contains(target)) reason = "this clip is also trained on";
       if (reason.empty()) targets_.insert(target);
@@ -97,9 +103,9 @@ class Repair {
   }
 
   // Writes the trimmed codes of one clip where they are too long; asked once per clip.
-  TargetClip trimmed(const std::string& source, const PairRecord& record) {
+  TargetClip trimmed(const std::string& source, const std::string& key, const PairRecord& record) {
     TargetClip clip;
-    const auto duration = durations_.find(std::string(record.target_id));
+    const auto duration = durations_.find(key);
     if (duration == durations_.end()) {
       ++report_.without_duration;
       return clip;
@@ -153,18 +159,26 @@ class Repair {
   static void note_left_out(AtomicFile& file, const std::string& manifest, long line, const std::string& id,
                             const std::string& reason) {
     const Json entry = {{"file", manifest}, {"line", line}, {"id", id}, {"reason", reason}};
-    file.write(entry.dump() + "\n");
+    file.write(dump_json(entry) + "\n");
   }
 
   std::string new_line(const PairIndex& index, const PairEntry& entry, const PairRecord& record, bool tokenise_anew) {
     const std::string source = index.resolve(entry, record.target_codes_path);
     auto known = clips_.find(source);
-    if (known == clips_.end()) known = clips_.emplace(source, trimmed(source, record)).first;
+    if (known == clips_.end()) {
+      known = clips_.emplace(source, trimmed(source, doctor::clip_key(index, entry, record), record)).first;
+    }
     const std::string_view all = index.manifest_bytes(entry.manifest());
     Json line = Json::parse(all.substr(entry.offset(), all.find('\n', entry.offset()) - entry.offset()));
     for (auto& [key, value] : line.items()) {  // the new manifest lies in another folder
       if (ends_with(key, "_path") && value.is_string() && !value.get_ref<const std::string&>().empty()) {
-        value = absolute_path(index.resolve(entry, value.get_ref<const std::string&>()));
+        std::string path = absolute_path(index.resolve(entry, value.get_ref<const std::string&>()));
+        if (!valid_utf8(path)) {
+          throw Error("IO003", "a manifest cannot name this file: its path is not UTF-8")
+              .where(path)
+              .fix("give the folder another name");
+        }
+        value = std::move(path);
       }
     }
     if (record.stated_language().empty() && !index.manifest_language(entry.manifest()).empty()) {
@@ -178,7 +192,7 @@ class Repair {
       line["target_codes_path"] = known->second.path;
       line["target_code_len"] = known->second.length;
     }
-    return line.dump() + "\n";
+    return dump_json(line) + "\n";
   }
 
   const RepairOptions& options_;

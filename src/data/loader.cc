@@ -99,14 +99,7 @@ void BatchLoader::fill(Round& round) const {
         const std::lock_guard lock(mutex_);
         if (stopping_) return;
       }
-      try {
-        dataset_.load(sample, round.batch);
-      } catch (const Error& error) {
-        // IO008: a manifest or a packed set was cut while in use; that is no bad sample, everything behind it is gone.
-        if (!dataset_.skips_bad_samples() || error.status() == ExitStatus::kInternal || error.code() == "IO008") throw;
-        round.skipped.emplace_back(
-            sample, concat(error.place(), ": ", error.message(), " (", join(error.details(), "; "), ")"));
-      }
+      if (auto why = dataset_.load_or_skip(sample, round.batch)) round.skipped.emplace_back(sample, std::move(*why));
     }
   } catch (...) {
     round.failure = std::current_exception();

@@ -155,7 +155,7 @@ void PackedSet::read_header() {
 void PackedSet::check_arrays() const {
   std::uint64_t file = 0, next = 0, end = 0;
   for (const PackedArray& array : arrays_) {
-    if (array.file == file + 1 && end == files_[file]->bytes().size()) {
+    if (file < files_.size() && array.file == file + 1 && end == files_[file]->bytes().size()) {
       ++file;
       next = 0;
     }

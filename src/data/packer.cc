@@ -138,6 +138,8 @@ class Packer {
       check_length(record.target_text_len, pair, ArrayRole::kTextIds, pair.entry.text_length);
       if (pair.array(ArrayRole::kTextIds) == PackedPair::kNoArray) pair.entry.text_length = PairEntry::kUnknownLength;
     } catch (const Error& error) {
+      // The set's own file could not be written: nothing is wrong with the data.
+      if (starts_with(error.place(), packed_arrays(folder_, file_bytes_.size()))) throw;
       Error full = Error(error.code(), error.message())
                        .at(concat(index_.file(entry), ":", index_.line(entry)))
                        .detail(concat("sample: ", record.id));

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/hash.h"
@@ -220,9 +221,52 @@ BatchPlan with_replay(const Dataset& dataset, const PlanSettings& settings, cons
   return result;
 }
 
+struct Fault {
+  std::string what, fix;
+};
+
+// Why these settings give no plan, if they do not. The upper limits are those of the configuration: beyond them the
+// products of two settings may overflow.
+std::optional<Fault> fault_of(const PlanSettings& settings) {
+  constexpr std::int64_t kMost = 1'000'000, kMostTokens = 1'000'000'000;
+  if (settings.mode != "mega_batch" && settings.mode != "buckets" && settings.mode != "shuffle" &&
+      settings.mode != "sequential") {
+    return Fault{"sampler.mode is unknown", "its default is mega_batch"};
+  }
+  if (settings.batch_size < 1 || settings.batch_size > kMost) {
+    return Fault{"the batch size must be 1 to 1,000,000", "set train.batch_size"};
+  }
+  if (settings.pool < 1 || settings.pool > kMost) {
+    return Fault{"sampler.pool must be 1 to 1,000,000", "its default is 50"};
+  }
+  if (settings.batch_tokens < 0 || settings.batch_tokens > kMostTokens) {
+    return Fault{"sampler.batch_tokens must be at most 1,000,000,000 and not negative", "null switches it off"};
+  }
+  if (settings.mode == "buckets" &&
+      (settings.boundaries.empty() || !std::is_sorted(settings.boundaries.begin(), settings.boundaries.end()))) {
+    return Fault{"sampler.boundaries must be a rising list", "its default is [32, 64, 128, 256, 512]"};
+  }
+  double replay = 0;
+  for (const double share : settings.replay_shares) {
+    if (!(share >= 0)) return Fault{"a replay share is negative or no number", "shares lie between 0 and 1"};
+    replay += share;
+  }
+  if (replay >= 1) return Fault{concat("the replay shares add up to ", replay), "together they must stay below 1"};
+  return std::nullopt;
+}
+
 [[noreturn]] void malformed_state(const std::string& why) {
   throw Error("CKP001", concat("the saved position in the data is malformed: ", why))
       .fix("choose another checkpoint; `train_gpt_v2 inspect` shows what this one holds");
+}
+
+// A whole number up to what runs can count; a negative number would be read as a larger one.
+std::uint64_t saved_count(const nlohmann::json& state, const char* name) {
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 53;
+  const nlohmann::json& value = state.at(name);
+  const std::uint64_t count = value.is_number_integer() ? value.get<std::uint64_t>() : UINT64_MAX;
+  if (count > kMost) malformed_state(concat(name, " is out of range"));
+  return count;
 }
 
 }  // namespace
@@ -280,6 +324,7 @@ PlanSettings PlanSettings::load_state(const nlohmann::json& state) {
   } catch (const nlohmann::json::exception& error) {
     malformed_state(error.what());
   }
+  if (const auto fault = fault_of(settings)) malformed_state(fault->what);
   return settings;
 }
 
@@ -294,12 +339,11 @@ nlohmann::json BatchCursor::save_state() const {
 BatchCursor BatchCursor::load_state(const nlohmann::json& state) {
   BatchCursor cursor;
   try {
-    state.at("epoch").get_to(cursor.epoch);
-    state.at("batch").get_to(cursor.batch);
-    state.at("consumed").get_to(cursor.consumed);
+    cursor.epoch = saved_count(state, "epoch");
+    cursor.batch = saved_count(state, "batch");
+    cursor.consumed = saved_count(state, "consumed");
     for (const nlohmann::json& part : state.at("earlier")) {
-      cursor.earlier.push_back(
-          {PlanSettings::load_state(part.at("settings")), part.at("batches").get<std::uint64_t>()});
+      cursor.earlier.push_back({PlanSettings::load_state(part.at("settings")), saved_count(part, "batches")});
     }
   } catch (const nlohmann::json::exception& error) {
     malformed_state(error.what());
@@ -311,19 +355,7 @@ Sampler::Sampler(const Dataset& dataset, PlanSettings settings) : dataset_(datas
   const auto refuse = [](std::string why, std::string fix) {
     throw Error("CFG001", std::move(why)).fix(std::move(fix));
   };
-  if (settings_.batch_size < 1) refuse("the batch size must be at least 1", "set train.batch_size");
-  if (settings_.pool < 1) refuse("sampler.pool must be at least 1", "its default is 50");
-  if (settings_.batch_tokens < 0) refuse("sampler.batch_tokens must not be negative", "null switches it off");
-  if (settings_.mode == "buckets" &&
-      (settings_.boundaries.empty() || !std::is_sorted(settings_.boundaries.begin(), settings_.boundaries.end()))) {
-    refuse("sampler.boundaries must be a rising list", "its default is [32, 64, 128, 256, 512]");
-  }
-  double replay = 0;
-  for (const double share : settings_.replay_shares) {
-    if (!(share >= 0)) refuse("a replay share is negative", "shares lie between 0 and 1");
-    replay += share;
-  }
-  if (replay >= 1) refuse(concat("the replay shares add up to ", replay), "together they must stay below 1");
+  if (const auto fault = fault_of(settings_)) refuse(fault->what, fault->fix);
   if (settings_.replay_shares.size() + 1 != dataset_.groups().size()) {
     refuse("data.replay and the opened manifests differ", "this is a bug; please report it");
   }

@@ -18,7 +18,6 @@ constexpr std::size_t kMaxOrderLine = 4 << 20;
 EpochSequence::EpochSequence(const Sampler& sampler, BatchCursor start, std::optional<std::uint64_t> end_epoch)
     : sampler_(sampler), cursor_(std::move(start)), end_epoch_(end_epoch) {
   plan_ = sampler_.plan(cursor_.epoch, cursor_.earlier);
-  first_epoch_batches_ = plan_.size();
   if (cursor_.batch > plan_.size()) {
     throw Error("CKP001", "the saved position lies beyond its epoch")
         .detail(concat("batch ", cursor_.batch, " of epoch ", cursor_.epoch, ", which has ", plan_.size(), " batches"))

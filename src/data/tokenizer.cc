@@ -260,8 +260,8 @@ void check_extension(const Tokenizer& extended, const Tokenizer& base) {
   if (differing == 0) return;
   throw Error("TOK004", concat(differing, " of the base tokenizer's ", base.size(), " pieces have another id"))
       .where(extended.path())
-      .detail(
-          concat("first: id ", first, " is \"", base.piece(first), "\" there and \"", extended.piece(first), "\" here"))
+      .detail(concat("first: id ", first, " is \"", printable_text(base.piece(first)), "\" there and \"",
+                     printable_text(extended.piece(first)), "\" here"))
       .fix("extend the base model by appending pieces, or name the tokenizer the base model was trained with");
 }
 

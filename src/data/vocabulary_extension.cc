@@ -144,6 +144,7 @@ class Extension {
       for (const char32_t c : characters_of(piece)) base_characters_.insert(c);
       lowest_score_ = std::min(lowest_score_, base_.score(id));
     }
+    if (known_.empty()) refuse_base("it has no text pieces");
     // Scores of the new pieces are whole numbers below it, which float holds exactly up to 2^24.
     if (!(lowest_score_ > -8e6)) refuse_base("its scores are no ranks");
     lowest_score_ = std::floor(lowest_score_);

@@ -193,12 +193,26 @@ void load_text_rows(const std::map<std::string, at::Tensor>& model, const Found&
 
 }  // namespace
 
+bool is_fisher_file(const Value& root) {
+  const Value* metadata = root.find("__metadata__");
+  const Value* format = metadata ? metadata->find("format") : nullptr;
+  return format && format->is_string() && starts_with(format->as_string(), "train_gpt_v2 fisher ");
+}
+
+void refuse_fisher_file(const Value& root, const std::string& source) {
+  if (!is_fisher_file(root)) return;
+  throw Error("CKP002", "this is a Fisher file: it has a model's names and shapes, but no weights")
+      .where(source)
+      .fix("name it in ewc.fisher, and give a checkpoint here");
+}
+
 const Value& find_model_dict(const Value& root, const std::string& source) {
   if (root.is_dict() && root.contains("base_model") && root.contains("adapter")) {
     throw Error("CKP022", "this checkpoint holds a base model and adapters that are not merged into it")
         .where(source)
         .fix("train_gpt_v2 merge --checkpoint FILE --output merged_final.pth, then use that file");
   }
+  refuse_fisher_file(root, source);
   const Value* inner = root.find("model");
   if (!inner && root.is_dict() && root.contains("adapter")) {
     throw Error("CKP022", "this checkpoint holds adapters without the weights they change")

@@ -305,7 +305,8 @@ nlohmann::json stored_json(const Value& root, const char* key) {
   return json;
 }
 
-// The place in our own plan that the keys of the Python trainer point at: same epoch, as many samples consumed.
+}  // namespace
+
 BatchCursor plain_position(const Value& root, const Options& options) {
   const std::int64_t epoch = root.find("epoch") ? root.at("epoch").as_int("epoch") : 0;
   const std::int64_t batch_idx = root.find("batch_idx") ? root.at("batch_idx").as_int("batch_idx") : 0;
@@ -320,8 +321,6 @@ BatchCursor plain_position(const Value& root, const Options& options) {
   place.batch = static_cast<std::uint64_t>(batch_idx * theirs / options.train.batch_size);
   return place;
 }
-
-}  // namespace
 
 void refuse_newer_format(const Value& root, const std::string& path) {
   const Value* ours = root.find("train_gpt_v2");

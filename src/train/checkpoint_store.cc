@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
@@ -37,7 +38,7 @@ bool is_leftover(const std::string& name) {
   if (name.find_first_not_of("0123456789.", at + kMark.size()) != std::string::npos) return false;
   const std::string base = name.substr(0, at);
   return is_checkpoint_name(base) || (starts_with(base, "best_") && ends_with(base, ".pth")) ||
-         base == "config.effective.json" || base == "metrics.jsonl" || base == "DONE";
+         base == "config.effective.json" || base == "metrics.jsonl" || base == "data_report.json" || base == "DONE";
 }
 
 bool same_file(const std::string& a, const std::string& b) {
@@ -99,12 +100,11 @@ void CheckpointStore::submit(SaveJob job, bool wait_for_it) {
   }
   if (wait_for_it || !options_.background) wait();
   std::lock_guard<std::mutex> lock(mutex_);
-  const bool last_failed = !results_.empty() && !results_.back().error.empty();
-  if (failures_in_a_row_ >= kFailuresAllowed || (wait_for_it && last_failed)) {
+  if (failures_in_a_row_ >= kFailuresAllowed || (wait_for_it && !last_error_.empty())) {
     throw Error("IO002", concat("the checkpoint could not be saved",
                                 failures_in_a_row_ >= kFailuresAllowed ? ", three times in a row" : ""))
         .where(directory_)
-        .detail(results_.empty() ? "" : results_.back().error)
+        .detail(last_error_)
         .fix("free space on that disk, then run the same command again; the checkpoints already there are intact");
   }
 }
@@ -170,6 +170,7 @@ void CheckpointStore::run(SaveJob job) {
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   std::lock_guard<std::mutex> lock(mutex_);
   failures_in_a_row_ = result.error.empty() ? 0 : failures_in_a_row_ + 1;
+  last_error_ = result.error;
   results_.push_back(std::move(result));
 }
 
@@ -242,6 +243,28 @@ std::optional<FoundCheckpoint> find_newest_checkpoint(const std::string& directo
     }
   }
   return std::nullopt;
+}
+
+std::string set_aside_later(const std::string& directory, std::int64_t step, const std::string& chosen) {
+  std::vector<std::string> later;
+  for (const std::string& name : list_directory(directory)) {
+    const bool best = starts_with(name, "best_") && ends_with(name, ".pth");
+    if (!best && !is_checkpoint_name(name)) continue;
+    try {
+      if (step_inside(read_tensor_file(path_join(directory, name), /*verify=*/false).root) > step)
+        later.push_back(name);
+    } catch (const Error&) {  // of no known step: it stays where it is
+    }
+  }
+  if (later.empty()) return "";
+  std::string folder = path_join(directory, concat("set_aside/behind_step_", step));
+  while (directory_exists(folder)) folder += "_";
+  make_directories(folder);
+  for (const std::string& name : later) move_file(path_join(directory, name), path_join(folder, name));
+  if (std::filesystem::equivalent(parent_path(chosen), directory)) {
+    for (const char* latest : {"latest.pt", "latest.pth"}) publish_link(chosen, path_join(directory, latest));
+  }
+  return folder;
 }
 
 bool has_checkpoints(const std::string& directory) {

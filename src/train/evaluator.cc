@@ -6,6 +6,7 @@
 #include <map>
 
 #include "train_gpt_v2/core/error.h"
+#include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/train/window.h"
 
@@ -35,10 +36,17 @@ void sum_over_ranks(std::vector<Sums*> parts, double& other_text_loss, bool& com
   }
 }
 
-Batch load_batch(const Dataset& dataset, std::span<const std::uint32_t> samples) {
+struct Loaded {
   Batch batch;
-  for (const std::uint32_t sample : samples) dataset.load(sample, batch);
-  return batch;
+  std::vector<std::pair<std::uint32_t, std::string>> skipped;  // and why
+};
+
+Loaded load_usable(const Dataset& dataset, std::span<const std::uint32_t> samples) {
+  Loaded loaded;
+  for (const std::uint32_t sample : samples) {
+    if (auto why = dataset.load_or_skip(sample, loaded.batch)) loaded.skipped.emplace_back(sample, std::move(*why));
+  }
+  return loaded;
 }
 
 // The batch with every sample's text replaced by that of the sample after it; `after` follows the last one.
@@ -98,8 +106,19 @@ std::vector<std::string> Evaluator::splits_of(std::uint32_t sample) const {
   return splits;
 }
 
+// The first sample behind batch `i`, going round.
+Batch Evaluator::first_usable_after(std::size_t i) const {
+  Batch one;
+  for (std::size_t k = 1; k <= plan_.size() && one.count() == 0; ++k) {
+    for (const std::uint32_t sample : plan_.batch((i + k) % plan_.size())) {
+      if (!validation_.load_or_skip(sample, one)) break;
+    }
+  }
+  return one;
+}
+
 EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const std::function<bool()>& stop,
-                               Ranks& ranks) const {
+                               Ranks& ranks) {
   const auto begin = std::chrono::steady_clock::now();
   Sums all;
   std::map<std::string, Sums> by_split;
@@ -108,18 +127,25 @@ EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const
   bool complete = true;
   MemoryLimit limit;
   const bool splits = !options_.validation.by.empty();
-  const auto load = [this](std::size_t i) { return load_batch(validation_, plan_.batch(i)); };
-  std::future<Batch> next;
+  const auto load = [this](std::size_t i) { return load_usable(validation_, plan_.batch(i)); };
+  std::future<Loaded> next;
   const auto first = static_cast<std::size_t>(ranks.rank()), stride = static_cast<std::size_t>(ranks.size());
   if (first < plan_.size()) next = std::async(std::launch::async, load, first);
   const auto measure = [&] {
     for (std::size_t i = first; i < plan_.size(); i += stride) {
-      const Batch batch = next.get();
+      const Loaded loaded = next.get();
+      const Batch& batch = loaded.batch;
       if (stop()) {
         complete = false;
         break;
       }
       if (i + stride < plan_.size()) next = std::async(std::launch::async, load, i + stride);
+      for (const auto& [sample, why] : loaded.skipped) {
+        if (!bad_.insert(sample).second) continue;
+        log_warning("data", "validation leaves out: ", why);
+        validation_.check_bad_fraction(validation_.bad_at_open() + bad_.size());
+      }
+      if (batch.count() == 0) continue;
       const LossSums sums = evaluate_in_memory(engine, batch, splits, options_.model, limit);
       const double* value = sums.values.const_data_ptr<double>();
       all.text_loss += value[0];
@@ -140,8 +166,7 @@ EvaluatorOutput Evaluator::run(Engine& engine, const std::string& weights, const
         }
       }
       if (options_.validation.text_usage_gap) {
-        Batch after;
-        validation_.load(plan_.batch((i + 1) % plan_.size()).front(), after);
+        const Batch after = first_usable_after(i);
         other_text_loss += evaluate_in_memory(engine, with_next_text(batch, after), false, options_.model, limit)
                                .values[1]
                                .item<double>();

@@ -24,7 +24,7 @@ bool of_validation(const nlohmann::json& line) {
   return says(line, "type", "validation") || says(line, "event", "validation_cost") || says(line, "event", "best");
 }
 
-// The lines of `content` whose step is at most `last_step`; a line that is torn or no JSON ends the file.
+// The lines of `content` whose step is at most `last_step`; one that is torn or no JSON is left out.
 std::string kept_lines(const std::string& content, std::int64_t last_step, bool validation_due) {
   std::string kept;
   std::size_t begin = 0;
@@ -83,13 +83,24 @@ void MetricsLog::write(const OrderedJson& line) {
   full["v"] = 1;
   for (const auto& [key, value] : line.items()) full[key] = value;
   full["time"] = unix_time();
-  const std::string text = full.dump() + "\n";
+  // A path need not be UTF-8, and training must not end over its name.
+  const std::string text = full.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
   if (fd_ < 0) open();
   if (fd_ < 0) return;
-  if (::write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size()) && !reported_) {
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t wrote = file_ops().write(fd_, text.data() + done, text.size() - done);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote <= 0) break;
+    done += static_cast<std::size_t>(wrote);
+  }
+  if (done == text.size()) return;
+  if (!reported_) {
     log_warning("metrics", "cannot write ", path_, ": ", std::strerror(errno), "; training goes on without it");
     reported_ = true;
   }
+  // Half a line would spoil the next one as well.
+  if (done > 0) file_ops().truncate(fd_, ::lseek(fd_, 0, SEEK_END) - static_cast<off_t>(done));
 }
 
 void MetricsLog::event(std::int64_t step, const std::string& name, OrderedJson details) {
@@ -110,7 +121,9 @@ nlohmann::json TrainMeters::save_state() const {
           {"steps", steps},
           {"clipped", clipped},
           {"skipped", skipped},
-          {"imbalance_sum", imbalance_sum}};
+          {"imbalance_sum", imbalance_sum},
+          {"step_seconds", step_seconds},
+          {"wait_seconds", wait_seconds}};
 }
 
 void TrainMeters::load_state(const nlohmann::json& state) {
@@ -127,6 +140,8 @@ void TrainMeters::load_state(const nlohmann::json& state) {
   clipped = state.value("clipped", std::int64_t{0});
   skipped = state.value("skipped", std::int64_t{0});
   imbalance_sum = state.value("imbalance_sum", 0.0);
+  step_seconds = state.value("step_seconds", 0.0);
+  wait_seconds = state.value("wait_seconds", 0.0);
 }
 
 }  // namespace train_gpt_v2

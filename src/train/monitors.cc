@@ -94,6 +94,13 @@ void Monitors::not_written(const std::string& file_name) {
   }
 }
 
+void Monitors::keep_best_of(const Monitors& left) {
+  for (std::size_t i = 0; i < best_.size(); ++i) {
+    const std::optional<double>& value = left.best_[i].value;
+    if (value && (!best_[i].value || better(best_[i].metric, *value, *best_[i].value, 0))) best_[i].value = value;
+  }
+}
+
 bool Monitors::should_stop() const {
   return early_stopping_.enabled && patience_counter_ >= early_stopping_.patience;
 }

@@ -330,12 +330,4 @@ void AdamW::keep(const std::vector<KeptIndices>& shrunk) {
   }
 }
 
-std::size_t AdamW::state_bytes() const {
-  std::size_t bytes = 0;
-  for (const Moments& moments : moments_) {
-    if (moments.exp_avg.defined()) bytes += moments.exp_avg.nbytes() + moments.exp_avg_sq.nbytes();
-  }
-  return bytes;
-}
-
 }  // namespace train_gpt_v2

@@ -9,6 +9,7 @@
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/logging.h"
 #include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
 #include "train_gpt_v2/io/torch_file.h"
@@ -77,7 +78,13 @@ void measure_steps(const PreflightParts& parts, PreflightResult& result) {
 // A file that is gone when the check is over.
 struct TemporaryFile {
   std::string path;
-  ~TemporaryFile() { remove_file(path); }
+  ~TemporaryFile() {
+    try {
+      remove_file(path);
+    } catch (const Error& failure) {
+      log_warning("check", failure.message(), " ", failure.place());
+    }
+  }
 };
 
 std::string existing_folder(std::string path) {

@@ -66,6 +66,7 @@ void Reporter::remember_step(const ClipResult& clip, double factor) {
 }
 
 void Reporter::train_line(TrainState& state, const OrderedJson& more) {
+  if (!last_clip_) return;  // the sums came with the checkpoint: the next line counts them
   const TrainMeters& meters = state.meters;
   const auto text_tokens = static_cast<double>(meters.text_tokens), mel_tokens = static_cast<double>(meters.mel_tokens);
   const auto steps = static_cast<double>(meters.steps);
@@ -80,8 +81,8 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
                       {"mel_loss", ratio(meters.mel_loss_sum, mel_tokens)},
                       {"mel_top1", ratio(meters.mel_top1_count, mel_tokens)},
                       {"lr", rates},
-                      {"grad_norm", last_clip_.norm}};
-  if (parameters_.groups.size() > 1) line["grad_norm_by_group"] = last_clip_.by_group;
+                      {"grad_norm", last_clip_->norm}};
+  if (parameters_.groups.size() > 1) line["grad_norm_by_group"] = last_clip_->by_group;
   line["clipped_share"] = ratio(static_cast<double>(meters.clipped), steps);
   line["skipped_steps"] = state.skipped;
   line["text_tokens"] = meters.text_tokens;
@@ -113,7 +114,7 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   for (std::size_t g = 0; g < parameters_.groups.size(); ++g) {
     scalar("lr/" + parameters_.groups[g].name, state.step, rates[g].get<double>());
     if (parameters_.groups.size() > 1)
-      scalar("grad_norm/" + parameters_.groups[g].name, state.step, last_clip_.by_group[g]);
+      scalar("grad_norm/" + parameters_.groups[g].name, state.step, last_clip_->by_group[g]);
   }
   StepReport report;
   report.step = state.step;
@@ -122,7 +123,7 @@ void Reporter::train_line(TrainState& state, const OrderedJson& more) {
   report.text_loss = line["text_loss"].get<double>();
   report.mel_loss = line["mel_loss"].get<double>();
   report.learning_rate = rates.empty() ? 0.0 : rates[0].get<double>();
-  report.grad_norm = last_clip_.norm;
+  report.grad_norm = last_clip_->norm;
   report.tokens_per_second = tokens_per_second;
   progress_.report(report);
   state.meters = TrainMeters{};

@@ -158,8 +158,9 @@ void Session::plan_epoch() {
   throw Error("CFG015",
               concat("the run would have no step: its data make ", batches, " micro-batches, and one step takes ",
                      train.grad_accumulation, " (train.grad_accumulation)"))
-      .fix(concat("lower train.grad_accumulation, or ",
-                  order_ ? "name a longer data.order_file" : "raise train.epochs"));
+      .fix(!order_ && batches == 0 ? "switch sampler.drop_last off, or lower train.batch_size"
+                                   : concat("lower train.grad_accumulation, or ",
+                                            order_ ? "name a longer data.order_file" : "raise train.epochs"));
 }
 
 std::int64_t Session::goal_after(const PlanStart& start) const {
@@ -328,14 +329,15 @@ void Session::check_new_rows() const {
 bool Session::prepare() {
   begin_stage("plan");
   open_data();
-  const bool look_early = options_.train.batch_size_auto;  // a checkpoint may hold the size
-  if (look_early) find_checkpoint();
+  const bool look_early = options_.train.batch_size_auto;                     // a checkpoint may hold the size
+  const bool named = request_.resume != "auto" && request_.resume != "none";  // it may be from before DONE
+  if (look_early || named) find_checkpoint();
   if (!choose_batch_size()) return false;
   plan_epoch();
   check_ranks();
-  if (request_.resume == "auto" && !request_.preflight && ranks_.from_first(ranks_.first() && already_done()))
-    return false;
-  if (!look_early) find_checkpoint();
+  const bool may_be_done = request_.resume != "none" && !goes_back_ && !request_.preflight;
+  if (ranks_.from_first(ranks_.first() && may_be_done && already_done())) return false;
+  if (!look_early && !named) find_checkpoint();
   position_ = find_position();
   set_goal(position_.start);
   begin_stage("weights");
@@ -393,6 +395,7 @@ ExitStatus Session::train() {
       {options_.data.num_workers, options_.data.prefetch_batches, static_cast<std::uint64_t>(ranks_.rank()), ranks,
        static_cast<std::uint64_t>(options_.train.grad_accumulation) / ranks},
       state_.cursor);
+  if (ranks_.first()) leave_what_was();
   CheckpointStore store(ranks_.first() ? directory_ : "", options_.checkpoint);
   make_sync();
   Reporter reporter(ranks_.first() ? directory_ : "", options_, parameters_, request_.device, state_, goal_step_);
@@ -419,8 +422,10 @@ ExitStatus Session::train() {
                    reporter, extras, directory_, request_.build, request_.max_steps, goal_step_,
                    request_.hang_seconds});
   const TrainOutcome outcome = trainer.run();
-  log_info("run", "stopped at step ", state_.step,
-           "; continue with the same command; newest checkpoint: ", path_join(directory_, "latest.pt"));
+  const bool done = outcome.reason == StopReason::kGoal || outcome.reason == StopReason::kDataEnd ||
+                    outcome.reason == StopReason::kEarlyStop;
+  log_info("run", done ? "done at step " : "stopped at step ", state_.step,
+           done ? "" : "; continue with the same command", "; newest checkpoint: ", path_join(directory_, "latest.pt"));
   return outcome.status;
 }
 

@@ -40,6 +40,7 @@ class Session {
   bool stopped_alone() const;
   BatchFit measure_batch_size(std::int64_t effective);
   void find_checkpoint();
+  std::string named_checkpoint();
   void open_data();
   void plan_epoch();
   std::int64_t goal_after(const PlanStart& start) const;
@@ -52,14 +53,17 @@ class Session {
   void check_ranks();
   void make_sync();
   Position find_position() const;
+  PlanStart start_at(std::int64_t step, const BatchCursor& cursor) const;
   BatchCursor mended(const BatchCursor& cursor) const;
   void restore();
+  void leave_what_was() const;
   std::unique_ptr<BatchSequence> make_sequence();
   std::unique_ptr<TrainingSampler> make_sampler();
   CheckpointParts parts();
   PreflightResult preflight();
   bool already_done();
-  void banner() const;
+  void banner();
+  std::string estimated_time(const BatchPlan& plan, const PlanStatistics& statistics);
   void look_at_data() const;
 
   const SessionRequest& request_;
@@ -68,6 +72,7 @@ class Session {
   Ranks& ranks_;
   std::optional<FoundCheckpoint> checkpoint_;
   CheckpointKind kind_ = CheckpointKind::kWeights;
+  bool goes_back_ = false;  // --resume FILE where this run had not come from there: what is later steps aside
 
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::unique_ptr<Dataset> train_, validation_;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -14,6 +15,7 @@ struct DoneMark {
   std::int64_t goal = 0;
   std::optional<std::int64_t> patience;  // of a run that was stopped early
   PlanStart start;
+  std::string order;  // fingerprint of the order file
 };
 
 // Nothing where the file holds no such mark.
@@ -21,7 +23,7 @@ std::optional<DoneMark> read_done(const std::string& path) {
   try {
     const auto done = nlohmann::json::parse(read_file(path, 1 << 16));
     DoneMark mark{done.at("goal").get<std::int64_t>(), std::nullopt,
-                  PlanStart::load_state(done.value("plan_start", nlohmann::json::object()))};
+                  PlanStart::load_state(done.value("plan_start", nlohmann::json::object())), done.value("order", "")};
     if (done.value("reason", "") == "early_stop") mark.patience = done.at("patience").get<std::int64_t>();
     return mark;
   } catch (const nlohmann::json::exception&) {
@@ -53,9 +55,8 @@ void Session::find_checkpoint() {
           .fix("see the warnings above; restore one from a copy, or start anew in another --output-dir");
     }
   } else {
-    const std::string path = find_resume_file(request_.resume, directory_);
-    FoundCheckpoint found{path, read_tensor_file(path, /*verify=*/true), 0};
-    checkpoint_ = std::move(found);
+    const std::string path = ranks_.from_first(ranks_.first() ? named_checkpoint() : "");
+    checkpoint_ = FoundCheckpoint{path, read_tensor_file(path, /*verify=*/true), 0};
   }
   if (!checkpoint_) return;
   refuse_newer_format(checkpoint_->file.root, checkpoint_->path);
@@ -70,6 +71,24 @@ void Session::find_checkpoint() {
            kind_ == CheckpointKind::kPython ? " (written by the Python trainer)" : "");
 }
 
+// The file that --resume names. A run that began from it and has come further goes on where it is: a restart runs the
+// same command again.
+std::string Session::named_checkpoint() {
+  const std::string path = find_resume_file(request_.resume, directory_);
+  if (!has_checkpoints(directory_)) return path;
+  read_tensor_file(path, /*verify=*/true);  // throws: a damaged file that was named is never replaced by another
+  const std::optional<FoundCheckpoint> newest = find_newest_checkpoint(directory_);
+  goes_back_ = newest && !std::filesystem::equivalent(newest->path, path);
+  if (!goes_back_ || checkpoint_kind(newest->file.root) != CheckpointKind::kOurs ||
+      stored_state(newest->file.root, options_).origin != path) {
+    return path;
+  }
+  goes_back_ = false;
+  log_info("resume", "this run began from ", path, " and has come to step ", newest->step,
+           "; to begin there once more, take another --output-dir");
+  return newest->path;
+}
+
 bool Session::already_done() {
   const std::string path = path_join(directory_, "DONE");
   if (!file_exists(path)) return false;
@@ -80,6 +99,8 @@ bool Session::already_done() {
   } else if (const std::int64_t now = goal_after(done->start); now > done->goal) {
     log_info("train", "DONE says the run ended at step ", done->goal, "; the goal is now ",
              now < INT64_MAX ? concat("step ", now) : "further on", ", so it goes on");
+  } else if (done->order != facts_.order_fingerprint) {
+    log_info("train", "DONE is of another order of samples: the checkpoint tells how far the run came");
   } else if (done->patience && (!stopping.enabled || stopping.patience > *done->patience)) {
     log_info("train", "DONE says the run was stopped early; it has more patience now, so it goes on");
   } else {
@@ -87,7 +108,6 @@ bool Session::already_done() {
              done->patience ? "was stopped early" : "reached its goal");
     return true;
   }
-  remove_file(path);
   return false;
 }
 
@@ -110,8 +130,14 @@ void Session::check_resume() {
 
 // The place in the data and the goal's reckoning as the checkpoint has them, carried over to another plan.
 Session::Position Session::find_position() const {
-  if (kind_ != CheckpointKind::kOurs) return {};
+  if (!checkpoint_) return {};
   const Value& root = checkpoint_->file.root;
+  if (kind_ == CheckpointKind::kPython) {
+    if (order_) return {};
+    Position place{mended(plain_position(root, options_)), {}, ""};
+    place.start = start_at(root.at("step").as_int("step"), place.cursor);
+    return place;
+  }
   const RunFacts saved = stored_facts(root);
   const TrainState state = stored_state(root, options_);
   Position found{mended(state.cursor), state.plan_start, ""};
@@ -124,7 +150,8 @@ Session::Position Session::find_position() const {
   const Options before = load_config_json(config, checkpoint_->path).options;
   const PlanSettings previous = PlanSettings::from(before);
   if (!saved.order_fingerprint.empty() || data_differs(config, saved, options_, facts_)) {
-    found.cursor = BatchCursor{found.cursor.epoch + 1, 0, found.cursor.consumed};
+    const bool begun = found.cursor.batch > 0 || !found.cursor.earlier.empty();
+    found.cursor = BatchCursor{found.cursor.epoch + (begun ? 1 : 0), 0, found.cursor.consumed};
     found.note = concat("the data changed: epoch ", found.cursor.epoch, " begins");
   } else if (previous != sampler_->settings()) {
     // Not only after --allow-change order: with a token budget the layout decides how many samples a batch takes.
@@ -133,11 +160,15 @@ Session::Position Session::find_position() const {
   } else if (before.train.grad_accumulation == options_.train.grad_accumulation) {
     return found;
   }
-  const BatchCursor& cursor = found.cursor;
+  found.start = start_at(state.step, found.cursor);
+  return found;
+}
+
+// From `cursor` on, at `step`, epochs have the length of our plan.
+PlanStart Session::start_at(std::int64_t step, const BatchCursor& cursor) const {
   const auto length = static_cast<std::int64_t>(sampler_->plan(cursor.epoch, cursor.earlier).size());
   const std::int64_t left = std::max<std::int64_t>(length - static_cast<std::int64_t>(cursor.batch), 0);
-  found.start = {state.step, (static_cast<std::int64_t>(cursor.epoch) + 1) * batches_per_epoch_ - left};
-  return found;
+  return {step, (static_cast<std::int64_t>(cursor.epoch) + 1) * batches_per_epoch_ - left};
 }
 
 // A position counted in samples may lie beyond our plan of the epoch, which leaves out what does not fit the model.
@@ -154,13 +185,22 @@ void Session::restore() {
     restore_python_state(root, live);
     log_info("resume", "the Python trainer's order of samples is not in its checkpoint: epoch ", state_.epoch,
              " goes on in our own order from batch ", state_.cursor.batch, " and may repeat or miss samples");
-    state_.cursor = order_ ? BatchCursor{} : mended(state_.cursor);
-    return;
+  } else {
+    restore_training_state(root, live, decision_.groups_changed);
   }
-  restore_training_state(root, live, decision_.groups_changed);
+  if (!std::filesystem::equivalent(parent_path(checkpoint_->path), directory_)) state_.origin = checkpoint_->path;
   state_.cursor = position_.cursor;
   state_.plan_start = position_.start;
   if (!position_.note.empty()) log_info("resume", position_.note);
+}
+
+// The run goes on: it is not done any more, and what a branch of it left later than here is no part of it.
+void Session::leave_what_was() const {
+  const std::string done = path_join(directory_, "DONE");
+  if (file_exists(done)) remove_file(done);
+  if (!goes_back_) return;
+  const std::string folder = set_aside_later(directory_, checkpoint_->step, checkpoint_->path);
+  if (!folder.empty()) log_warning("resume", "later checkpoints of this run are in ", folder, " now");
 }
 
 }  // namespace train_gpt_v2

@@ -25,17 +25,25 @@ class Stopwatch {
   std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 
+LossSums forward_backward(CheckpointParts& parts, Engine& engine, const Batch& batch) {
+  const TrainOptions& train = parts.options.train;
+  engine.begin_window();
+  parts.adaptation.begin_window(parts.parameters);
+  LossSums sums = engine.forward_backward(batch, {static_cast<std::uint64_t>(train.seed), 0, 0},
+                                          train.text_loss_weight / static_cast<double>(batch.text_tokens()),
+                                          train.mel_loss_weight / static_cast<double>(batch.mel_tokens()));
+  sums.values = sums.values.cpu();  // a GPU is through only now
+  return sums;
+}
+
 StepCost measured_step(CheckpointParts& parts, Engine& engine, const Batch& batch) {
   const TrainOptions& train = parts.options.train;
   StepCost cost;
   Stopwatch watch;
   const double text_scale = train.text_loss_weight / static_cast<double>(batch.text_tokens());
   const double mel_scale = train.mel_loss_weight / static_cast<double>(batch.mel_tokens());
-  engine.begin_window();
-  parts.adaptation.begin_window(parts.parameters);
-  const LossSums sums =
-      engine.forward_backward(batch, {static_cast<std::uint64_t>(train.seed), 0, 0}, text_scale, mel_scale);
-  const torch::Tensor values = sums.values.cpu();
+  const LossSums sums = forward_backward(parts, engine, batch);
+  const torch::Tensor values = sums.values;
   cost.loss = text_scale * values[0].item<double>() + mel_scale * values[1].item<double>();
   cost.positions = sums.padded_positions;
   cost.forward_backward_seconds = watch.lap();
@@ -62,6 +70,19 @@ StepCost probe_step(CheckpointParts& parts, Engine& engine, const Batch& batch, 
   throw Error("MEM001", concat("out of memory in a step of ", batch.count(), " samples, ",
                                batch.text_tokens() + batch.mel_tokens(), " targets"))
       .fix("lower train.batch_size and raise train.grad_accumulation by the same factor, or let \"auto\" choose");
+}
+
+std::optional<double> seconds_per_position(CheckpointParts& parts, Engine& engine, const Batch& batch) {
+  try {
+    forward_backward(parts, engine, batch);  // the first one makes buffers and chooses kernels
+    Stopwatch watch;
+    const LossSums sums = forward_backward(parts, engine, batch);
+    return watch.lap() / static_cast<double>(sums.positions);
+  } catch (const std::exception& failure) {
+    if (!is_out_of_memory(failure)) throw;
+  }
+  release_cached_memory();
+  return std::nullopt;
 }
 
 std::vector<std::uint32_t> longest_samples(const Dataset& dataset, std::size_t count) {

@@ -28,6 +28,8 @@ nlohmann::json TrainState::save_state() const {
           {"train_seconds", train_seconds},
           {"validation_seconds", validation_seconds},
           {"validation_due", validation_due},
+          {"last_validated_step", last_validated_step},
+          {"origin", origin},
           {"meters", meters.save_state()},
           {"monitors", monitors},
           {"last_losses", {last_text_loss, last_mel_loss, last_mel_top1}}};
@@ -45,6 +47,8 @@ void TrainState::load_state(const nlohmann::json& state) {
   train_seconds = state.value("train_seconds", 0.0);
   validation_seconds = state.value("validation_seconds", 0.0);
   validation_due = state.value("validation_due", false);
+  last_validated_step = state.value("last_validated_step", std::int64_t{-1});
+  origin = state.value("origin", "");
   meters.load_state(state.value("meters", nlohmann::json::object()));
   monitors = state.value("monitors", nlohmann::json::object());
   if (const auto last = state.find("last_losses"); last != state.end() && last->size() == 3) {

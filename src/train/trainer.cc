@@ -19,26 +19,6 @@ bool due(std::int64_t step, std::int64_t interval) {
   return interval > 0 && step % interval == 0;
 }
 
-// The losses of all ranks. False when one of them failed: then they say nothing.
-bool sum_losses(WindowLosses& losses, bool failed, Ranks& ranks) {
-  if (ranks.single()) return true;
-  constexpr std::size_t kPositions = 8;  // of every rank, from here on
-  std::vector<double> all(kPositions + static_cast<std::size_t>(ranks.size()), 0.0);
-  if (losses.sums.defined()) std::copy_n(losses.sums.const_data_ptr<double>(), 4, all.begin());
-  all[4] = losses.loss;
-  all[5] = static_cast<double>(losses.positions);
-  all[6] = static_cast<double>(losses.padded_positions);
-  all[7] = failed ? 1 : 0;
-  all[kPositions + static_cast<std::size_t>(ranks.rank())] = all[5];
-  ranks.sum(all);
-  losses.sums = torch::tensor(std::vector<double>(all.begin(), all.begin() + 4), torch::kFloat64);
-  losses.loss = all[4];
-  losses.positions = static_cast<std::int64_t>(all[5]);
-  losses.padded_positions = static_cast<std::int64_t>(all[6]);
-  losses.most_positions = static_cast<std::int64_t>(*std::max_element(all.begin() + kPositions, all.end()));
-  return all[7] == 0;
-}
-
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
@@ -85,6 +65,7 @@ TrainOutcome Trainer::train() {
   }
   if (state_.validation_due && parts_.evaluator) validate();
   if (parts_.sampler && parts_.sampler->missing(state_.step)) alone([this] { sample(); });
+  last_sampled_step_ = state_.step;
   snapshots_.forget_copies();
   while (true) {
     if (const auto reason = reason_to_stop()) return finish(*reason);
@@ -139,7 +120,10 @@ bool Trainer::agree(std::optional<Window>& window) {
       count(stop == ExitStatus::kSigint),     count(stop == ExitStatus::kSigterm),
       count(stop == ExitStatus::kSighup),     count(save && (ranks.first() || stop == ExitStatus::kOk)),
       count(ranks.first() && time_is_over()), count(failure_.has_value())};
-  ranks.sum(all);
+  {
+    const Watchdog::Pause pause(watchdog_);  // the first may be sampling
+    ranks.sum(all);
+  }
   if (all[9] > 0) ranks.agree(failure_);
   agreed_stop_ = all[4] > 0   ? ExitStatus::kSigint
                  : all[5] > 0 ? ExitStatus::kSigterm
@@ -354,9 +338,11 @@ void Trainer::roll_back() {
   }
   const TrainState left = state_;
   const StabilityGuard guard = parts_.core.guard;
+  const Monitors monitors = parts_.core.monitors;
   restore_training_state(good->file.root, parts_.core, /*groups_changed=*/true);
   parts_.engine.parameters_changed();
   parts_.core.guard.rolled_back(guard);
+  parts_.core.monitors.keep_best_of(monitors);
   state_.cursor = left.cursor;
   state_.plan_start = left.plan_start;
   state_.epoch = left.epoch;
@@ -364,7 +350,7 @@ void Trainer::roll_back() {
   state_.samples = left.samples;
   state_.skipped = left.skipped + 1;
   state_.train_seconds = left.train_seconds;
-  last_saved_step_ = last_validated_step_ = last_sampled_step_ = state_.step;
+  last_saved_step_ = state_.last_validated_step = last_sampled_step_ = state_.step;
   for (std::int64_t i = 0; i < options_.stability.skip_steps; ++i) {
     if (const std::optional<Window> window = next_window()) consume(*window);
   }
@@ -398,7 +384,7 @@ void Trainer::do_what_is_due(bool last) {
   if (due(state_.step, options_.train.log_interval) && state_.meters.steps > 0) {
     parts_.reporter.train_line(state_, parts_.core.adaptation.measure());
   }
-  if (parts_.evaluator && last_validated_step_ != state_.step &&
+  if (parts_.evaluator && state_.last_validated_step != state_.step &&
       (due(state_.step, options_.validation.interval) || last)) {
     validate();
   }
@@ -419,10 +405,9 @@ void Trainer::do_what_is_due(bool last) {
 void Trainer::validate() {
   const Progress::Phase phase(parts_.reporter.progress(), "validating");
   const auto begin = std::chrono::steady_clock::now();
-  last_validated_step_ = state_.step;
+  state_.last_validated_step = state_.step;
   last_saved_step_ = -1;  // a checkpoint of this step lacks what comes now
   state_.validation_due = true;
-  report_saves();  // what is best depends on what could be written
   const auto stop = [this] { return stop_asked("validating"); };
   std::vector<EvaluatorOutput> outputs;
   const auto run = [&](const std::string& weights) {
@@ -450,6 +435,8 @@ void Trainer::validate() {
     results.insert(results.end(), output.results.begin(), output.results.end());
   }
   parts_.reporter.validation_cost(state_);
+  parts_.store.wait_for_other_steps(state_.step);
+  report_saves();  // what is best depends on what could be written
   const bool warmup_done = state_.step >= options_.optimizer.warmup_steps && parts_.core.adaptation.pruning_done();
   double val_mel_loss = results.front().mel_loss;
   for (const ValidationResult& result : results) {
@@ -587,6 +574,7 @@ TrainOutcome Trainer::finish(StopReason reason) {
     nlohmann::ordered_json done = {{"reason", name},
                                    {"step", state_.step},
                                    {"goal", parts_.goal_step},
+                                   {"order", parts_.core.facts.order_fingerprint},
                                    {"plan_start", state_.plan_start.save_state()}};
     if (reason == StopReason::kEarlyStop) done["patience"] = options_.early_stopping.patience;
     write_file_atomically(path_join(parts_.run_directory, "DONE"), done.dump() + "\n");

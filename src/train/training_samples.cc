@@ -38,12 +38,7 @@ std::vector<SampleCase> validation_cases(const Dataset& pairs, std::int64_t coun
   const auto size = static_cast<std::uint32_t>(pairs.epoch_size());
   for (std::uint32_t i = 0; i < size && static_cast<std::int64_t>(cases.size()) < count; ++i) {
     Batch batch;
-    try {
-      pairs.load(i, batch);
-    } catch (const Error&) {
-      if (!pairs.skips_bad_samples()) throw;
-      continue;
-    }
+    if (pairs.load_or_skip(i, batch)) continue;
     SampleCase one;
     one.id = pairs.id(i);
     // A file name, and one of its own: two manifests may share an id.

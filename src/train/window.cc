@@ -143,6 +143,25 @@ WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, do
   }
 }
 
+bool sum_losses(WindowLosses& losses, bool failed, Ranks& ranks) {
+  if (ranks.single()) return true;
+  constexpr std::size_t kPositions = 8;  // of every rank, from here on
+  std::vector<double> all(kPositions + static_cast<std::size_t>(ranks.size()), 0.0);
+  if (losses.sums.defined()) std::copy_n(losses.sums.const_data_ptr<double>(), 4, all.begin());
+  all[4] = losses.loss;
+  all[5] = static_cast<double>(losses.positions);
+  all[6] = static_cast<double>(losses.padded_positions);
+  all[7] = failed ? 1 : 0;
+  all[kPositions + static_cast<std::size_t>(ranks.rank())] = all[5];
+  ranks.sum(all);
+  losses.sums = torch::tensor(std::vector<double>(all.begin(), all.begin() + 4), torch::kFloat64);
+  losses.loss = all[4];
+  losses.positions = static_cast<std::int64_t>(all[5]);
+  losses.padded_positions = static_cast<std::int64_t>(all[6]);
+  losses.most_positions = static_cast<std::int64_t>(*std::max_element(all.begin() + kPositions, all.end()));
+  return all[7] == 0;
+}
+
 LossSums evaluate_in_memory(Engine& engine, const Batch& batch, bool per_sample, const ModelOptions& model,
                             MemoryLimit& limit) {
   while (true) {

@@ -43,8 +43,39 @@ fails_with 64 "half precision adapters" "$program" export "${model[@]}" "${adapt
 status_of "$program" fisher "${model[@]}" --manifest "$pairs" --samples 3 --output "$work/f.safetensors" --json
 check "fisher: $(cat "$work/err")" test "$status" = 0
 check "its document" python3 -c 'import json,sys; assert json.load(open(sys.argv[1]))["samples"] == 3' "$work/out"
+fails_with 0 "two manifests behind one flag" "$program" fisher "${model[@]}" --manifest "$pairs" \
+  "$fixtures/data/train_pairs.jsonl" --samples 2 --output "$work/two.safetensors"
+fails_with 65 "a Fisher file is no model" "$program" eval --checkpoint "$work/f.safetensors" --config "$root/tests/data/export/fixture.json" --manifest "$pairs" --device cpu
+check "it says what it is" says "this is a Fisher file"
+cp "$fixtures/model/gpt.pth" "$work/own.pth"
+fails_with 64 "merge over its own input" "$program" merge --checkpoint "$work/own.pth" --config "$root/tests/data/export/fixture.json" \
+  "${adapter[@]}" --manifest "$pairs" --output "$work/own.pth"
+check "it says so" says "--output names the checkpoint itself"
 fails_with 64 "fisher without a manifest" "$program" fisher "${model[@]}" --output "$work/g.safetensors"
 fails_with 73 "fisher into a file's folder" "$program" fisher "${model[@]}" --manifest "$pairs" --output "$work/f.safetensors/g"
+
+# File names need not be UTF-8: the one document of --json holds what it can, and the work is not lost.
+odd=$work/$'caf\xe9'
+mkdir "$odd"
+cp "$fixtures/model/gpt.pth" "$odd/gpt.pth"
+cp "$work/check.json" "$odd/check.json"
+odd_model=(--checkpoint "$odd/gpt.pth" "${model[@]:2}")
+is_json() { python3 -c 'import json, sys; json.load(open(sys.argv[1], encoding="utf-8"))' "$work/out"; }
+for words in "eval --manifest $pairs" "fisher --manifest $pairs --samples 1 --output $odd/f.safetensors"; do
+  # shellcheck disable=SC2086
+  fails_with 0 "${words%% *} of a file with such a name" "$program" $words "${odd_model[@]}" --json
+  check "${words%% *} --json is a document" is_json
+done
+fails_with 0 "extend-vocab of such a base" "$program" extend-vocab --base "$fixtures/tokenizer/base.model" \
+  --text "$fixtures/data/train_pairs.jsonl::am" --text "$pairs" --size 900 --output "$odd/extended.model" --json
+check "extend-vocab --json is a document" is_json
+for form in "" --json; do
+  status_of "$program" check --config "$odd/check.json" --device cpu --data-only --repair "$odd/repaired$form" $form
+  check "check --repair $form does not break: $status" test "$status" != 70
+  check "its manifests are there" test -s "$odd/repaired$form/left_out.jsonl" -o -s "$odd/repaired$form/train0_train_pairs.jsonl"
+  [ -z "$form" ] || check "check --json is a document" is_json
+done
+
 many=()
 for _ in $(seq 400); do many+=(--manifest "$fixtures/data/train_pairs.jsonl"); done
 "$program" fisher "${model[@]}" "${many[@]}" --batch-size 1 --output "$work/h.safetensors" >"$work/out" 2>"$work/err" &

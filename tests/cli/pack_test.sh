@@ -15,6 +15,18 @@ fails_with 73 "a set is never overwritten" "$program" pack --manifest "$fixtures
 fails_with 66 "a missing manifest" "$program" pack --manifest "$work/none.jsonl" --output "$work/none"
 fails_with 64 "an unknown type" "$program" pack --manifest "$fixtures/data/val_pairs.jsonl" --output "$work/x" --dtype int8
 
+fails_with 0 "two manifests behind one flag" "$program" pack --manifest "$fixtures/data/val_pairs.jsonl" \
+  "$fixtures/data/train_pairs.jsonl::am" --output "$work/both" --json
+check "both are packed" python3 -c 'import json, sys; assert json.load(open(sys.argv[1]))["manifests"] == 2' "$work/out"
+limited=(bash -c 'ulimit -f 8; exec "$@"' _ "$program")
+fails_with 74 "beyond the limit on file sizes" "${limited[@]}" pack --manifest "$fixtures/data/train_pairs.jsonl" --output "$work/big"
+check "the set's file is named, not the data" says "  --> $work/big/arrays_0.bin"
+check "no fault of the data" bash -c "! grep -q 'train_pairs\|repair' '$work/err'"
+check "no temporary file is left" test -z "$(find "$work/big" -name '*.tmp.*')"
+fails_with 74 "export, too" "${limited[@]}" export --checkpoint "$fixtures/model/gpt.pth" \
+  --config "$root/tests/data/export/fixture.json" --output "$work/export/gpt.pth" -q
+check "nothing is left of it" test -z "$(ls "$work/export")"
+
 write_config() { # NAME TRAIN VAL
   python3 - "$fixtures" "$work/$1.json" "$2" "$3" <<'PYTHON'
 import json, sys
@@ -47,6 +59,11 @@ check "inspect names the pairs" python3 -c '
 import json, sys
 report = json.load(open(sys.argv[1]))
 assert report["pairs"] == 24 and report["verified"] and report["manifests"][0]["language"] == "am", report' "$work/out"
+cp -rs "$fixtures/data" "$work/data"
+mv "$work/data/val_pairs.jsonl" "$work/data/"$'esc\e[2J.jsonl'
+fails_with 0 "a manifest with a control sequence in its name" "$program" pack --manifest "$work/data/"$'esc\e[2J.jsonl' --output "$work/odd"
+fails_with 0 "inspect of its set" "$program" inspect "$work/odd"
+check "the terminal is not told to do anything" says 'esc?[2J.jsonl: 8 pairs'
 printf 'x' | dd of="$work/train/arrays_0.bin" bs=1 seek=5000 conv=notrunc status=none
 fails_with 65 "inspect --verify finds a flipped byte" "$program" inspect "$work/train" --verify
 check "and says so" says DAT030

@@ -207,6 +207,34 @@ TEST(Faults, ARewrittenManifestIsNoticed) {
   EXPECT_EQ(error_of(short_run({set, "train.max_steps=200"}), folder.file("run")), "DAT001");
 }
 
+// Does not remove what `check` has written.
+class CheckFileStays : public FileOps {
+ public:
+  int unlink(const std::string& path) override {
+    if (path.find(".train_gpt_v2_check.") == std::string::npos) return FileOps::unlink(path);
+    errno = EACCES;
+    return -1;
+  }
+};
+
+TEST(Faults, ACheckThatCannotRemoveItsFileWarns) {
+  const TemporaryFolder folder;
+  CheckFileStays ops;
+  const ScopedFileOps scope(ops);
+  reset_signal_flags();
+  PreflightResult measured;
+  SessionRequest request;
+  request.options = short_run();
+  request.run_directory = folder.path();
+  request.stage = [](std::string_view) {};
+  request.preflight = &measured;
+  request.build = "test";
+  ::testing::internal::CaptureStderr();
+  EXPECT_EQ(run_training(request), ExitStatus::kOk);
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), ::testing::HasSubstr("cannot remove"));
+  EXPECT_GT(measured.load_seconds, 0);
+}
+
 TEST(Faults, LogAndMetricsThatCannotBeWrittenStopNothing) {
   const TemporaryFolder folder;
   std::filesystem::create_directories(folder.file("run/log.txt"));

@@ -310,6 +310,45 @@ TEST(Validation, MaxBatchesTakesTheSameStrideEveryTime) {
 
 // --- early stopping --------------------------------------------------------------------------------------------------
 
+TEST(Validation, LeavesOutWhatCannotBeUsedWhereTheDataSaySo) {
+  const TemporaryFolder folder;
+  const std::string data = testing::data_path("fixtures/data/");
+  std::istringstream lines(read_file(data + "val_pairs.jsonl", 1 << 20));
+  std::string out;
+  std::int64_t samples = 0;
+  for (std::string text; std::getline(lines, text); ++samples) {
+    nlohmann::json line = nlohmann::json::parse(text);
+    for (auto& [key, value] : line.items()) {
+      if (ends_with(key, "_path")) value = data + value.get<std::string>();
+    }
+    if (samples == 2) {
+      std::string codes = read_file(line.at("target_codes_path").get<std::string>(), 1 << 20);
+      const std::int32_t wrong = 9999;
+      std::memcpy(codes.data() + codes.size() - 4, &wrong, 4);
+      line["target_codes_path"] = folder.write("wrong.npy", codes);
+    }
+    out += line.dump() + "\n";
+  }
+  const std::string manifest = folder.write("pairs.jsonl", out), run = folder.file("run");
+  const std::vector<std::string> sets = {"data.val_manifests=[\"" + manifest + "\"]",
+                                         "validation.interval=2",
+                                         "validation.batch_size=1",
+                                         "validation.text_usage_gap=true",
+                                         "ema.enabled=true",
+                                         "train.max_steps=4"};
+  EXPECT_THROW(train_here(small_run(sets), folder.file("strict")), Error);
+  std::vector<std::string> skipping = sets;
+  skipping.insert(skipping.end(), {"data.on_bad_sample=skip", "data.max_bad_fraction=0.5"});
+  ASSERT_EQ(train_here(small_run(skipping), run), ExitStatus::kOk);
+  const std::string log = log_of(run), said = "validation leaves out";
+  EXPECT_NE(log.find(said), std::string::npos);
+  EXPECT_EQ(log.find(said), log.rfind(said));  // once, however often it is met
+  ASSERT_EQ(metrics_of(run, "validation").size(), 4u);
+  std::vector<std::string> too_many = sets;
+  too_many.insert(too_many.end(), {"data.on_bad_sample=skip", "data.max_bad_fraction=0.01"});
+  EXPECT_THROW(train_here(small_run(too_many), folder.file("too_many")), Error);
+}
+
 std::vector<std::string> impatient(int warmup) {
   return {"train.max_steps=20",
           "validation.interval=2",

@@ -35,12 +35,16 @@ struct ModelSource {
   double adapter_dropout = 0;            // of the adapters' training
 };
 
-// Throws CFG020 when no configuration is known, CKP014 (66) when EMA weights are asked for and absent, other CKP
-// errors, PFT001 for init.peft_adapter on a checkpoint that has adapters.
+// Throws CFG020 when no configuration is known, CKP014 (66) when EMA weights are asked for and absent, CKP002 for a
+// Fisher file, other CKP errors, PFT001 for init.peft_adapter on a checkpoint that has adapters.
 ModelSource load_model(const ModelRequest& request);
 
 // PFT004 for a model without adapters, where a command is about them.
 void require_adapters(const ModelSource& source, const std::string& checkpoint);
+
+// The file that a command will write, looked at before the work: ARG001 where it is the checkpoint that is read (a
+// resume needs more than what is written), IO003 where it is a folder.
+void check_output_file(const std::string& output, const std::string& checkpoint);
 
 // The plain tensors inside a file, the base's in a checkpoint with adapters. Throws CKP003 where there are none.
 const Value& weights_in(const Value& root, const std::string& source);

@@ -79,6 +79,8 @@ void write_file_atomically(const std::string& path, std::string_view content);
 // Points `name` at `target` (same folder) atomically: hard link, or a relative symbolic link where there are none.
 // Does nothing when both already are the same file.
 void publish_link(const std::string& target, const std::string& name);
+// A new name within the same file system. IO002 when it is taken already, or on failure.
+void move_file(const std::string& from, const std::string& to);
 
 // A read-only view of a whole regular file, mapped. Empty files have an empty view. What happens to a file that shrinks
 // in place: core/lost_pages.h.

@@ -42,10 +42,6 @@ template <typename... Parts>
 void log_warning(std::string_view area, const Parts&... parts) {
   log_message(LogLevel::kWarning, area, concat(parts...));
 }
-template <typename... Parts>
-void log_error(std::string_view area, const Parts&... parts) {
-  log_message(LogLevel::kError, area, concat(parts...));
-}
 
 // Text for stderr as it is (error reports), above the status line; also into the log file.
 void log_raw(std::string_view text);

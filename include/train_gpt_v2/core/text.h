@@ -43,4 +43,13 @@ std::string table(const std::vector<std::vector<std::string>>& rows);
 // True for well-formed UTF-8 (no overlong forms, no surrogates, at most U+10FFFF).
 bool valid_utf8(std::string_view text);
 
+// The first character of a text that is not empty: a byte and up to three continuation bytes behind it.
+std::string_view first_character(std::string_view text);
+
+// True for a character that a terminal might obey: below U+0020, and U+007F-U+009F.
+bool is_control(std::string_view character);
+
+// Text from a file for a terminal: '?' for control characters and what is not UTF-8, cut behind 200 bytes.
+std::string printable_text(std::string_view text);
+
 }  // namespace train_gpt_v2

@@ -31,12 +31,25 @@ class Watchdog {
   // More for the message: the samples of the batch at hand.
   void describe(std::string what);
 
+  // While it lives nothing counts as a hang: another process is waited for, which has a watchdog of its own.
+  class Pause {
+   public:
+    explicit Pause(Watchdog& watchdog) : watchdog_(watchdog) { ++watchdog_.pauses_; }
+    ~Pause() { --watchdog_.pauses_; }
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+
+   private:
+    Watchdog& watchdog_;
+  };
+
  private:
   void watch();
   [[noreturn]] void leave(double idle);
 
   double seconds_;
   std::atomic<std::uint64_t> beats_{0};
+  std::atomic<int> pauses_{0};
   std::atomic<const char*> doing_{"starting"};
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -71,13 +72,14 @@ class Dataset {
 
   // Appends the sample to the batch. On an Error the batch is unchanged; the Error names id, manifest line and file.
   void load(std::uint32_t sample, Batch& batch) const;
+  // The same; where bad samples are skipped (data.on_bad_sample) and this is one, says why instead of throwing.
+  std::optional<std::string> load_or_skip(std::uint32_t sample, Batch& batch) const;
 
   // The sample with this pair id. DAT009 for an unknown one, one that was left out, or one that two files share.
   std::uint32_t find(std::string_view id) const;
 
   std::uint64_t records() const { return records_; }  // lines of all manifests
   const std::vector<DropReason>& dropped() const { return dropped_; }
-  bool skips_bad_samples() const { return skip_bad_; }
   // Error DAT008 when `bad` of records() are more than data.max_bad_fraction.
   void check_bad_fraction(std::uint64_t bad) const;
   std::uint64_t bad_at_open() const;

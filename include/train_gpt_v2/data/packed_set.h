@@ -94,7 +94,6 @@ class PackedSet : public std::enable_shared_from_this<PackedSet> {
  private:
   explicit PackedSet(const std::string& folder);
   void read_header();
-  void read_names(std::string_view text);
   void check_arrays() const;
   void check_pairs();
   const PackedArray& row(const PackedPair& pair, ArrayRole role) const;

@@ -35,8 +35,6 @@ class EpochSequence final : public BatchSequence {
   // Ends before epoch `end_epoch` begins; without it, never.
   EpochSequence(const Sampler& sampler, BatchCursor start, std::optional<std::uint64_t> end_epoch = std::nullopt);
   std::optional<PlannedBatch> next() override;
-  // Batches of the epoch in which the sequence began (with the samples it was left).
-  std::size_t batches_in_first_epoch() const { return first_epoch_batches_; }
 
  private:
   void begin_next_epoch();
@@ -46,7 +44,6 @@ class EpochSequence final : public BatchSequence {
   std::optional<std::uint64_t> end_epoch_;
   BatchPlan plan_;
   std::future<BatchPlan> upcoming_;
-  std::size_t first_epoch_batches_ = 0;
 };
 
 // The batches of one plan from `first` on, then the end. The cursor counts them in `batch`, its epoch stays 0.

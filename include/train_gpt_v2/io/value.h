@@ -56,7 +56,6 @@ class Value {
   Kind kind() const;
   std::string_view kind_name() const;  // "dict", "integer" ... for messages
   bool is_none() const { return kind() == Kind::kNone; }
-  bool is_bool() const { return kind() == Kind::kBool; }
   bool is_int() const { return kind() == Kind::kInt; }
   bool is_float() const { return kind() == Kind::kFloat; }
   bool is_number() const { return is_int() || is_float(); }

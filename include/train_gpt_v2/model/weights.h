@@ -4,7 +4,8 @@
 // Reading accepts the bare dict or one under "model". Aliases and adapter deltas are dropped, `X.base_layer.Y` becomes
 // `X.Y`, text rows may be fewer or more than the model's (vocabulary.h). Names and shapes of everything are compared
 // before the first byte is copied, so a refused file leaves the model as it was. Tensors may have any strides and any
-// floating type. Errors: CKP020 shapes or types, CKP021 another architecture, CKP022 adapters, CKP023 missing tensors.
+// floating type. Errors: CKP020 shapes or types, CKP021 another architecture, CKP022 adapters, CKP023 missing tensors,
+// CKP002 a Fisher file.
 
 #include <cstdint>
 #include <optional>
@@ -34,8 +35,12 @@ struct LoadReport {
   std::optional<VocabularyReport> vocabulary;
 };
 
+// What `train_gpt_v2 fisher` writes: safetensors with a model's names and shapes, but no weights.
+bool is_fisher_file(const Value& root);
+void refuse_fisher_file(const Value& root, const std::string& source);  // CKP002
+
 // The dict of tensors inside a file's root: under "model" or the root itself. Throws CKP022 for our checkpoints of
-// unmerged adapters and CKP003 where neither holds.
+// unmerged adapters, CKP002 for a Fisher file, and CKP003 where neither holds.
 const Value& find_model_dict(const Value& root, const std::string& source);
 
 LoadReport load_state(UnifiedVoice& model, const Value& root, const LoadOptions& options);

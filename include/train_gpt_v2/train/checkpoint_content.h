@@ -79,6 +79,9 @@ void refuse_newer_format(const Value& root, const std::string& path);
 // The stored configuration of one of our checkpoints, "" for others.
 std::string stored_config(const Value& root);
 RunFacts stored_facts(const Value& root);
+// The place that epoch, batch_idx and batch_size of the Python trainer mean in batches of ours. CKP007 for numbers that
+// no run has.
+BatchCursor plain_position(const Value& root, const Options& options);
 const Value* stored_ewc(const Value& root);  // null: the run had none
 
 // The counters of one of our checkpoints. Where they lack a position, it is the one that the Python trainer's keys

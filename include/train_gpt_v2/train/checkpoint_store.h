@@ -83,6 +83,7 @@ class CheckpointStore {
   std::optional<std::int64_t> writing_;  // its step
   bool closing_ = false;
   int failures_in_a_row_ = 0;
+  std::string last_error_;  // of the last save
   std::vector<SaveResult> results_;
   std::thread thread_;
 };
@@ -96,6 +97,11 @@ struct FoundCheckpoint {
 // The checkpoint with the highest step inside, at most `last_step`, that verifies; damaged ones are named in the log
 // and left alone; at equal steps ours wins over the Python trainer's. Nothing when the folder holds none.
 std::optional<FoundCheckpoint> find_newest_checkpoint(const std::string& directory, std::int64_t last_step = INT64_MAX);
+
+// For a run that goes on from `chosen`, of `step`, where later checkpoints stand: those and later best files move to
+// set_aside/behind_step_N/, latest.* become names of `chosen` if it lies in the folder. Returns the folder they are in
+// now, "" when nothing was later. Throws IO errors; nothing is ever lost.
+std::string set_aside_later(const std::string& directory, std::int64_t step, const std::string& chosen);
 
 // True when the folder holds any checkpoint by name.
 bool has_checkpoints(const std::string& directory);

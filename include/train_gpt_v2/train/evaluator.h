@@ -33,19 +33,21 @@ class Evaluator {
   Evaluator(const Dataset& validation, const Dataset* train, const Options& options);
 
   // `stop` is polled between batches; when it answers true, on any rank, the results are marked incomplete. A call of
-  // all ranks, which also fail together.
-  EvaluatorOutput run(Engine& engine, const std::string& weights, const std::function<bool()>& stop,
-                      Ranks& ranks) const;
+  // all ranks, which also fail together. Samples that cannot be used are left out and named once, where
+  // data.on_bad_sample says so; DAT008 for too many of them.
+  EvaluatorOutput run(Engine& engine, const std::string& weights, const std::function<bool()>& stop, Ranks& ranks);
   std::size_t batches() const { return plan_.size(); }
 
  private:
   std::vector<std::string> splits_of(std::uint32_t sample) const;
+  Batch first_usable_after(std::size_t i) const;
 
   const Dataset& validation_;
   const Dataset* train_;
   Options options_;
   BatchPlan plan_;
   std::set<std::string> splits_;  // all that occur
+  std::set<std::uint32_t> bad_;   // samples that could not be used
 };
 
 }  // namespace train_gpt_v2

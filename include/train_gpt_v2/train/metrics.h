@@ -44,7 +44,7 @@ struct TrainMeters {
   std::int64_t positions = 0, padded_positions = 0;  // real ones; those the layout computes on
   std::int64_t steps = 0, clipped = 0, skipped = 0;
   double imbalance_sum = 0;  // several ranks: positions of the rank with most over the mean, one term per step
-  double step_seconds = 0, wait_seconds = 0;  // wall clock: not part of bit-identity
+  double step_seconds = 0, wait_seconds = 0;  // wall clock, the only numbers here that no other run repeats
 
   nlohmann::json save_state() const;
   void load_state(const nlohmann::json& state);

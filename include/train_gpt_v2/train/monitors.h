@@ -50,6 +50,8 @@ class Monitors {
   // The file of the last improvement could not be written: what is on the disk is the best of before, so the next
   // validation that beats that one is written again.
   void not_written(const std::string& file_name);
+  // After a rollback: the best values that `left` had reached, since their files are still there.
+  void keep_best_of(const Monitors& left);
   bool should_stop() const;
   std::int64_t patience_counter() const { return patience_counter_; }
   std::optional<double> best(const std::string& metric) const;

@@ -60,8 +60,6 @@ class AdamW {
   // After pruning: the moments keep the same indices as their tensors.
   void keep(const std::vector<KeptIndices>& shrunk);
 
-  std::size_t state_bytes() const;  // held by this rank
-
  private:
   struct Moments {
     torch::Tensor exp_avg, exp_avg_sq,

@@ -4,6 +4,7 @@
 // Reads the training state, never changes the mathematics; train_line() is the one place that empties the meters.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,7 +57,7 @@ class Reporter {
   MetricsLog metrics_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   Progress progress_;
-  ClipResult last_clip_;
+  std::optional<ClipResult> last_clip_;  // of this process
   double last_factor_ = 0;
 };
 

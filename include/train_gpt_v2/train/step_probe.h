@@ -1,8 +1,9 @@
 #pragma once
-// One real optimiser step, measured: for the choice of the batch size and for `check`. It changes weights and moments,
-// so whoever probes throws them away afterwards.
+// Real passes, measured: for the choice of the batch size, for `check` and for the banner. A whole step changes weights
+// and moments, so whoever probes one throws them away afterwards.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -21,6 +22,10 @@ struct StepCost {
 
 // Forward, backward, clipping, update and average of one micro-batch. Throws MEM001 when the memory does not suffice.
 StepCost probe_step(CheckpointParts& parts, Engine& engine, const Batch& batch, at::Device device);
+
+// Of forward and backward, for estimates; nothing where the memory does not suffice. Weights and moments stay, the
+// gradients are worthless: the next thing to do with the engine is to begin a window.
+std::optional<double> seconds_per_position(CheckpointParts& parts, Engine& engine, const Batch& batch);
 
 // The samples of the epoch from the longest on, by the positions they take.
 std::vector<std::uint32_t> longest_samples(const Dataset& dataset, std::size_t count);

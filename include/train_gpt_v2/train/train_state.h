@@ -35,6 +35,8 @@ struct TrainState {
   double train_seconds = 0;       // wall clock over all processes of this run
   double validation_seconds = 0;  // the same; not part of train_seconds
   bool validation_due = false;    // a validation was interrupted at this step
+  std::int64_t last_validated_step = -1;
+  std::string origin;  // of a run that began with --resume FILE: that file
 
   TrainMeters meters;                                               // since the last line of metrics.jsonl
   nlohmann::json monitors;                                          // Monitors::save_state

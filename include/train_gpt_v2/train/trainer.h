@@ -37,8 +37,8 @@ struct TrainerParts {
   Ranks& ranks;
   GradientSync& sync;
   BatchLoader& loader;
-  const Evaluator* evaluator;  // null: no validation
-  TrainingSampler* sampler;    // null: no samples, and on other ranks than the first
+  Evaluator* evaluator;      // null: no validation
+  TrainingSampler* sampler;  // null: no samples, and on other ranks than the first
   CheckpointStore& store;
   Reporter& reporter;
   PythonExtras& extras;
@@ -106,7 +106,7 @@ class Trainer {
   TrainState& state_;
   const Options& options_;
   std::chrono::steady_clock::time_point started_, last_save_;
-  std::int64_t last_validated_step_ = -1, last_sampled_step_ = -1, last_saved_step_ = -1;
+  std::int64_t last_sampled_step_ = -1, last_saved_step_ = -1;
   ExitStatus agreed_stop_ = ExitStatus::kOk;  // several ranks: what agree() found out
   bool agreed_save_ = false, agreed_time_over_ = false;
   std::optional<Error> failure_;  // of this rank, for agree()

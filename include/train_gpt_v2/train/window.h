@@ -7,7 +7,7 @@
 // anew, and in the padded layout a half is padded to its own longest sample. What did not fit is remembered, so later
 // micro-batches of that size are halved at once.
 //
-// Of several ranks each does so by itself: nothing here is a call of all. Only the last pass of a window may send
+// Of several ranks each does so by itself: only sum_losses() is a call of all. Only the last pass of a window may send
 // gradients, and once they are sent the window cannot begin again. So last_pass is announced only for a size that has
 // fitted before; a larger one runs without, and its gradients are sent behind it.
 // Errors: MEM001 where a single sample does not fit, or where gradients were sent already. Threads: one.
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "train_gpt_v2/train/engine.h"
+#include "train_gpt_v2/train/ranks.h"
 
 namespace train_gpt_v2 {
 
@@ -57,7 +58,10 @@ struct WindowEvents {
 WindowLosses run_window(Engine& engine, const std::vector<WindowPart>& parts, double loss_scale,
                         const ModelOptions& model, MemoryLimit& limit, const WindowEvents& events);
 
-// The same for one batch of a validation.
+// The losses of all ranks, a call of all. False when one of them failed: then they say nothing.
+bool sum_losses(WindowLosses& losses, bool failed, Ranks& ranks);
+
+// As run_window() for one batch of a validation.
 LossSums evaluate_in_memory(Engine& engine, const Batch& batch, bool per_sample, const ModelOptions& model,
                             MemoryLimit& limit);
 

@@ -302,16 +302,17 @@ void CudaKernels::plan_tiles(const Attention& a) {
   const auto same = [](const Segment& x, const Segment& y) { return x.begin == y.begin && x.length == y.length; };
   if (std::equal(planned_.begin(), planned_.end(), a.segments, a.segments + a.count, same)) return;
   for (auto& mask : masks_) mask->dropout = {};
-  planned_.assign(a.segments, a.segments + a.count);
-  std::vector<std::int32_t> order(planned_.size());
+  planned_.clear();  // until the tiles are there: sending them may fail
+  std::vector<Segment> segments(a.segments, a.segments + a.count);
+  std::vector<std::int32_t> order(segments.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](std::int32_t x, std::int32_t y) {
-    return planned_[static_cast<std::size_t>(x)].length > planned_[static_cast<std::size_t>(y)].length;
+    return segments[static_cast<std::size_t>(x)].length > segments[static_cast<std::size_t>(y)].length;
   });
   std::vector<cuda::AttentionTile> by_query, by_key;
   tile_rows_ = longest_ = 0;
   for (const std::int32_t s : order) {
-    const Segment& segment = planned_[static_cast<std::size_t>(s)];
+    const Segment& segment = segments[static_cast<std::size_t>(s)];
     const std::int32_t blocks = (segment.length + 63) / 64;
     for (std::int32_t block = 0; block < blocks; ++block) {
       by_query.push_back({segment.begin, segment.length, s, blocks - 1 - block});
@@ -323,6 +324,7 @@ void CudaKernels::plan_tiles(const Attention& a) {
   tile_count_ = static_cast<std::int64_t>(by_query.size());
   by_query.insert(by_query.end(), by_key.begin(), by_key.end());
   send(tiles_, by_query);
+  planned_ = std::move(segments);
 }
 
 cuda::AttentionDevice CudaKernels::prepare(const Attention& a, bool backward) {

@@ -124,6 +124,8 @@ TEST(ConfigImport, RefusesWhatItCannotRead) {
   EXPECT_THAT(import_failure("gpt:\n  model_dim: wide\n"), HasSubstr("\"wide\" is not allowed"));
   EXPECT_THAT(import_failure("gpt:\n  model_dim: 512\n  heads: 7\n"), HasSubstr("does not divide"));
   EXPECT_THAT(import_failure("gpt:\n  condition_type: campplus\n"), HasSubstr("condition_type"));
+  EXPECT_THAT(import_failure("gpt:\n  heads: [2]\n"), HasSubstr("gpt.heads is not a single value"));
+  EXPECT_THAT(import_failure("gpt:\n  condition_module: 3\n"), HasSubstr("gpt.condition_module is not a mapping"));
   EXPECT_THAT(import_failure("gpt: {}\ndataset:\n  bpe_model: [1]\n"), HasSubstr("dataset.bpe_model is not a path"));
   EXPECT_THAT(import_failure("? [1]\n: 2\ngpt: {}\n"), HasSubstr("not a plain name"));
   EXPECT_THAT(import_failure("gpt: {}\n\xff: 1\n"), HasSubstr("UTF-8"));

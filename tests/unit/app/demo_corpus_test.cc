@@ -28,7 +28,7 @@ class DemoCorpusTest : public ::testing::Test {
   void SetUp() override {
     ::signal(SIGPIPE, SIG_IGN);
     first_ = make_demo_corpus({folder_.file("first"), 72, 11, "first"});
-    second_ = make_demo_corpus({folder_.file("second"), 48, 11, "second"});
+    second_ = make_demo_corpus({folder_.file("second/"), 48, 11, "second"});
   }
 
   void expect_arrays_as_the_manifests_say();

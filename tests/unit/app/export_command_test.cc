@@ -3,6 +3,7 @@
 #include "support/error_of.h"
 #include "support/test_files.h"
 #include "train_gpt_v2/io/torch_file.h"
+#include "train_gpt_v2/model/tensor_bridge.h"
 
 namespace train_gpt_v2 {
 namespace {
@@ -31,6 +32,25 @@ TEST(Export, GivesBackEveryTensorBitByBit) {
     }
     EXPECT_EQ(tensors, 215u);
     EXPECT_EQ(exported.root.contains("optimizer"), false);
+  }
+}
+
+TEST(Export, KeepsTheTypeOfEachTensor) {
+  const TemporaryFolder folder;
+  const LoadedFile source = read_tensor_file(fixture_model().checkpoint);
+  Value mixed = Value::ordered_dict();
+  const std::string half = source.root.at("model").entries()[0].key.as_string();
+  for (const auto& [key, value] : source.root.at("model").entries()) {
+    const at::Tensor tensor = tensor_to_torch(value.as_tensor());
+    mixed.set(key, torch_to_tensor(key.as_string() == half ? tensor.to(at::kHalf) : tensor));
+  }
+  write_torch_file(folder.file("mixed.pth"), mixed);
+  ExportRequest request{fixture_model(), folder.file("out.pth"), "gpt.pth", ""};
+  request.model.checkpoint = folder.file("mixed.pth");
+  run_export(request);
+  const LoadedFile exported = read_tensor_file(request.output);
+  for (const auto& [key, value] : mixed.entries()) {
+    EXPECT_TRUE(identical(value.as_tensor(), exported.root.at(key.as_string()).as_tensor())) << key.as_string();
   }
 }
 
@@ -63,6 +83,22 @@ TEST(Export, EmaWeightsMustBeThere) {
   EXPECT_EQ(error.message(), "this checkpoint holds no EMA weights");
   EXPECT_EQ(error.place(), request.model.checkpoint);
   EXPECT_EQ(error.hint(), "use --weights raw");
+}
+
+// What a resume needs is not in an export: the checkpoint would be lost.
+TEST(Export, NeverWritesOverItsInputOrAFolder) {
+  const TemporaryFolder folder;
+  ExportRequest request = {fixture_model(), folder.file("link.pth"), "gpt.pth", ""};
+  const std::string checkpoint = folder.file("latest.pth");
+  std::filesystem::copy_file(request.model.checkpoint, checkpoint);
+  std::filesystem::create_hard_link(checkpoint, request.output);
+  request.model.checkpoint = checkpoint;
+  EXPECT_EQ(testing::error_of([&] { run_export(request); }).code(), "ARG001");
+  EXPECT_EQ(std::filesystem::hard_link_count(checkpoint), 2u);
+  request.output = folder.path();
+  const Error error = testing::error_of([&] { run_export(request); });
+  EXPECT_EQ(error.status(), ExitStatus::kCannotCreate);
+  EXPECT_EQ(error.hint(), "name a file in it");
 }
 
 }  // namespace

@@ -8,8 +8,10 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "support/error_of.h"
 #include "support/test_files.h"
 #include "train_gpt_v2/adapt/ewc.h"
+#include "train_gpt_v2/app/inspect_command.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/signals.h"
 
@@ -149,6 +151,22 @@ TEST_F(FisherCommand, TheSameCallGivesTheSameBytes) {
   request_.model.sets.push_back("train.seed=7");
   run();
   EXPECT_NE(first, read_file(request_.output, 1 << 26));
+}
+
+TEST_F(FisherCommand, ItsFileIsNoModel) {
+  request_.samples = 1;
+  run();
+  ModelRequest model = request_.model;
+  model.checkpoint = request_.output;
+  const Error error = testing::error_of([&] { load_model(model); });
+  EXPECT_EQ(error.code(), "CKP002");
+  EXPECT_NE(error.hint().find("ewc.fisher"), std::string::npos);
+  std::ostringstream out;
+  run_inspect(request_.output, false, true, out);
+  const nlohmann::json shown = nlohmann::json::parse(out.str());
+  EXPECT_EQ(shown.at("kind"), "fisher");
+  EXPECT_FALSE(shown.contains("model"));
+  EXPECT_EQ(shown.at("resumable"), false);
 }
 
 TEST_F(FisherCommand, AStopWritesNothing) {

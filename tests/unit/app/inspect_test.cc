@@ -197,6 +197,12 @@ TEST_F(InspectForged, HostileTextIsHarmless) {
   std::ostringstream text;
   run_inspect(folder_.file("x.pth"), false, false, text);
   EXPECT_THAT(text.str(), AllOf(HasSubstr("note: ?[2Jgone?"), ::testing::Not(HasSubstr("\x1b"))));
+  Value adapters = Value::ordered_dict();
+  adapters.set("\x1b[2Jmodule.lora_A.weight", Tensor::zeros(DType::kFloat32, {2, 4}));
+  write_torch_file(folder_.file("x.pth"), adapters);
+  text.str("");
+  run_inspect(folder_.file("x.pth"), false, false, text);
+  EXPECT_THAT(text.str(), AllOf(HasSubstr("?[2Jmodule  "), ::testing::Not(HasSubstr("\x1b"))));
 }
 
 TEST(InspectCompare, TheSameWeightsInThreeShapes) {

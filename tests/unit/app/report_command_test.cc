@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -138,6 +140,10 @@ TEST(Report, AnEmptyFolderIsAPageAndAMissingOneAnError) {
 TEST(Report, HostileLinesAreCountedAndShownHarmless) {
   testing::TemporaryFolder folder;
   std::string metrics;
+  EXPECT_EQ(clean_text("a\x1b"
+                       "b\xC2\x9B"
+                       "c\xC2\xA0"),
+            "a b c\xC2\xA0");
   metrics +=
       R"({"v":1,"type":"event","step":1,"event":"<script>alert(1)</script>","<img src=x onerror=alert(2)>":"</td><script>"})"
       "\n";
@@ -168,6 +174,58 @@ TEST(Report, HostileLinesAreCountedAndShownHarmless) {
   EXPECT_NE(page.find(concat(lines - good, " lines could not be read")), std::string::npos);
   EXPECT_NE(page.find("the first is line 4"), std::string::npos);
   EXPECT_NE(page.find("DONE is not a JSON object"), std::string::npos);
+}
+
+TEST(Report, DeeplyNestedJsonIsLeftOut) {
+  testing::TemporaryFolder folder;
+  const auto nested = [](std::size_t depth) { return std::string(depth, '[') + "1" + std::string(depth, ']'); };
+  folder.write("run/config.effective.json", R"({"train":{"batch_size":64},"x":)" + nested(200'000) + "}");
+  folder.write("run/data_report.json", R"({"findings":[{"check":"deep","x":)" + nested(200'000) + "}]}");
+  folder.write("run/metrics.jsonl", train_line(10, 4) + R"({"type":"event","step":11,"event":"start","x":)" +
+                                        nested(30'000) + "}\n" + R"({"type":"event","step":12,"event":"fine","x":)" +
+                                        nested(60) + "}\n");
+  const std::string page = page_of({folder.file("run")}, folder.file("report.html"));
+  EXPECT_NE(page.find("config.effective.json is not a JSON object, or nested too deeply"), std::string::npos);
+  EXPECT_NE(page.find("data_report.json is not a JSON object, or nested too deeply"), std::string::npos);
+  EXPECT_NE(page.find("1 line could not be read"), std::string::npos);
+  EXPECT_NE(page.find("fine"), std::string::npos);
+}
+
+TEST(Report, LinkedFilesAndFoldersAreLeftOut) {
+  testing::TemporaryFolder folder;
+  const std::string png = encode_png({1, 1, 3, {1, 2, 3}});
+  folder.write("elsewhere/secret.json", R"({"aws":{"key":"SECRET"}})");
+  folder.write("elsewhere/step_5/a.png", png);
+  folder.write("run/metrics.jsonl", train_line(10, 4));
+  std::filesystem::create_symlink(folder.file("elsewhere/secret.json"), folder.file("run/config.effective.json"));
+  std::filesystem::create_symlink(folder.file("elsewhere"), folder.file("run/samples"));
+  std::string page = page_of({folder.file("run")}, folder.file("report.html"));
+  EXPECT_EQ(page.find("SECRET"), std::string::npos);
+  EXPECT_EQ(page.find("data:image"), std::string::npos);
+  EXPECT_NE(page.find("config.effective.json is a link"), std::string::npos);
+  EXPECT_NE(page.find("samples is a link"), std::string::npos);
+  std::filesystem::remove(folder.file("run/samples"));
+  std::filesystem::create_directories(folder.file("run/samples"));
+  std::filesystem::create_symlink(folder.file("elsewhere/step_5"), folder.file("run/samples/step_5"));
+  page = page_of({folder.file("run")}, folder.file("report.html"));
+  EXPECT_EQ(page.find("data:image"), std::string::npos);
+  EXPECT_NE(page.find("samples/step_5 is a link"), std::string::npos);
+}
+
+TEST(Report, AnOddSampleFolderHidesNoOther) {
+  testing::TemporaryFolder folder;
+  for (const char* name : {"step_5", "step_007"}) {
+    folder.write(concat("run/samples/", name, "/samples.jsonl"), concat(R"({"id":"of_)", name, "\"}\n"));
+  }
+  folder.write("run/samples/step_9/samples.jsonl", std::string((16u << 20) + 1, ' '));  // beyond the limit
+  std::uint64_t media = 0;
+  const ReportRun run = load_run(folder.file("run"), media);
+  ASSERT_EQ(run.samples.size(), 2u);
+  EXPECT_EQ(run.samples[0].samples.at(0).id, "of_step_5");
+  EXPECT_EQ(run.samples[1].samples.at(0).id, "of_step_007");
+  EXPECT_EQ(std::count_if(run.problems.begin(), run.problems.end(),
+                          [](const std::string& text) { return starts_with(text, "samples/step_9: "); }),
+            1);
 }
 
 TEST(Report, SamplesCannotLeadOutOfTheirFolder) {
@@ -216,6 +274,8 @@ TEST(Report, MilestonesAreJudgedByThePlan) {
   EXPECT_EQ(verdict(0, run_with({{80000, 3.7, 0.34}})), "not measured");
   EXPECT_EQ(verdict(1, run_with({{80000, 3.9, 0.34}, {100000, 3.6, 0.36}})), "reached");
   EXPECT_EQ(verdict(1, run_with({{80000, 3.6, 0.36}, {100000, 3.9, 0.34}})), "not reached");
+  EXPECT_EQ(verdict(0, run_with({{50000, 4.0, NAN}})), "not measured");
+  EXPECT_EQ(verdict(0, run_with({{50000, 4.3, NAN}})), "not reached");
   ReportRun ema = run_with({{50000, 4.3, 0.28}});
   ema.validation[{"all", "ema", "mel_loss"}] = {{50000, 4.0}};
   ema.validation[{"all", "ema", "mel_top1"}] = {{50000, 0.31}};
@@ -259,9 +319,18 @@ TEST(Report, RunsAreComparedAndPutIntoPhases) {
   page = read_file(options.output, 1 << 24);
   const auto heading = page.find("phase 1: target");
   EXPECT_NE(page.find("measured (" + folder.file("b/run"), heading), std::string::npos);
-  for (const char* phase : {"phase3=x", "phase1", "phase1=/nowhere"}) {
+  for (const char* phase : {"phase3=x", "phase1", "phase1=", "phase1=/nowhere"}) {
     options.phases = {phase};
     EXPECT_THROW(write_report(options), Error) << phase;
+  }
+}
+
+TEST(Report, ASlashAtTheEndTakesNoNameAway) {
+  testing::TemporaryFolder folder;
+  folder.write("run/metrics.jsonl", train_line(10, 5));
+  for (const char* end : {"/", "/."}) {
+    const std::string text = write_report({.runs = {folder.file("run") + end}, .output = folder.file("report.html")});
+    EXPECT_NE(text.find("  run: 10 steps"), std::string::npos) << text;
   }
 }
 

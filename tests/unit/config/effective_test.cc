@@ -301,6 +301,9 @@ TEST(Reference, ShippedConfigurationsLoadAndFitTheSchema) {
     ++count;
     const LoadedConfig loaded = load_config(shipped(name));
     EXPECT_THAT(loaded.warnings, IsEmpty()) << name;
+    const std::string page = reference_page(), row = concat("\n| ", name, " |");
+    EXPECT_NE(page.find(row), std::string::npos) << name;
+    EXPECT_EQ(page.find(row), page.rfind(row)) << name << " is listed twice";
     std::string why;
     EXPECT_TRUE(fits(schema, parse_json_text(read_file(shipped(name), 1 << 20), name).value, why)) << name << why;
     EXPECT_TRUE(fits(schema, Json::parse(effective_json(loaded.options)), why)) << name << why;

@@ -138,6 +138,7 @@ TEST(LoadConfig, EachProblemSaysWhatIsWrong) {
       {R"({"train": {"batch_size": "16"}})", "write it without quotes"},
       {R"({"train": {"batch_size": 0}})", "0 is outside 1 <= x"},
       {R"({"train": {"max_hours": 0}})", "0 is outside > 0"},
+      {R"({"train": {"num_threads": 2048}})", "2048 is outside 1 <= x <= 2047"},
       {R"({"data": {"train_manifests": "a.jsonl"}})", "write it in brackets: [\"a.jsonl\"]"},
       {R"({"data": {"tokenizer": ""}})", "write null for none"},
       {R"({"data": {"tokenizer": "a\u0000"}})", "zero character"},
@@ -182,6 +183,7 @@ TEST(LoadConfig, EachProblemSaysWhatIsWrong) {
       {R"({"peft": {"rank_pattern": {"mlp.c_fc": 0}}})", "0 is outside 1 <= x"},
       {R"({"peft": {"rank_pattern": [8]}})", "is not an object of module patterns"},
       {R"({"peft": {"method": "dora", "pruning_steps": [5]}})", "which never prunes"},
+      {R"({"peft": {"method": "lora", "target_modules": []}})", "peft.target_modules is empty"},
       {R"({"peft": {"tinit": 5}})", "peft.method is null, which never prunes"},
       {R"({"peft": {"method": "adalora", "pruning_steps": [5], "use_rslora": true}})", "has no meaning"},
       {R"({"ewc": {"enabled": true}})", "ewc.fisher names no file"},
@@ -251,6 +253,24 @@ TEST(LoadConfig, SetTakesJsonAndBareWords) {
   EXPECT_EQ(o.train.grad_accumulation, 2);
   EXPECT_EQ(o.model.condition_module.num_blocks, 2);
   EXPECT_THAT(o.sampler.boundaries, ElementsAre(1, 2));
+}
+
+TEST(LoadConfig, ZeroAndNullSwitchAnIntervalOff) {
+  for (const char* off : {"0", "null", "0.0"}) {
+    SCOPED_TRACE(off);
+    std::vector<std::string> sets;
+    for (const char* key : {"validation.interval", "sampling.interval", "train.log_interval", "checkpoint.interval",
+                            "checkpoint.interval_minutes", "checkpoint.keep_every"}) {
+      sets.push_back(concat(key, "=", off));
+    }
+    const Options o = load_config_json("{}", "t", sets).options;
+    EXPECT_EQ(o.validation.interval, 0);
+    EXPECT_EQ(o.sampling.interval, 0);
+    EXPECT_EQ(o.train.log_interval, 0);
+    EXPECT_EQ(o.checkpoint.interval, 0);
+    EXPECT_EQ(o.checkpoint.interval_minutes, std::nullopt);
+    EXPECT_EQ(o.checkpoint.keep_every, std::nullopt);
+  }
 }
 
 TEST(LoadConfig, BadSetsAreAllReported) {

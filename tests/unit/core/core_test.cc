@@ -1,12 +1,21 @@
 // Text, random numbers, checksums, errors, files: the ground everything stands on.
 #include <gmock/gmock.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
 
 #include "support/test_files.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/error_codes.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/hash.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/random.h"
+#include "train_gpt_v2/core/signals.h"
 #include "train_gpt_v2/core/text.h"
 
 namespace train_gpt_v2 {
@@ -69,6 +78,21 @@ TEST(Text, RecognisesBadUtf8) {
   }
 }
 
+TEST(Text, NothingForATerminalToObeyIsPrintable) {
+  EXPECT_EQ(printable_text("ሰላም é z"), "ሰላም é z");
+  EXPECT_EQ(printable_text("a\x1b[2J\n\x7f"), "a?[2J??");
+  EXPECT_EQ(printable_text("\xC2\x9B"
+                           "2J\xC2\xA0"),
+            "?2J\xC2\xA0")
+      << "U+009B is ESC [ in one character";
+  EXPECT_EQ(printable_text("x\xFFy"), "x?y");
+  EXPECT_EQ(printable_text(std::string(199, 'a') + "ሰ"), std::string(199, 'a') + "...") << "no character is cut";
+}
+
+TEST(Json, TextThatIsNotUtf8IsNoReasonToLoseAResult) {
+  EXPECT_EQ(dump_json(nlohmann::json{{"file", "caf\xE9"}}), "{\"file\":\"caf\xEF\xBF\xBD\"}");
+}
+
 TEST(Hash, KnownAnswers) {
   const std::string_view digits = "123456789";
   EXPECT_EQ(crc32(std::as_bytes(std::span(digits.data(), digits.size()))), 0xCBF43926u);
@@ -113,6 +137,40 @@ TEST(AtomicFile, AppearsOnlyWhenCommitted) {
   EXPECT_EQ(list_directory(folder.path()).size(), 1u);
 }
 
+TEST(AtomicFile, WhatAKilledProcessOfTheSameNumberLeftIsNotInTheWay) {
+  const TemporaryFolder folder, elsewhere;
+  const std::string path = folder.file("a"), other = elsewhere.write("other", "untouched");
+  const auto next_name = [&] {  // temporary names end in a serial number
+    std::string name;
+    {
+      const AtomicFile now(path);
+      name = list_directory(folder.path()).back();
+    }
+    const std::size_t serial = name.rfind('.') + 1;
+    return concat(name.substr(0, serial), std::stoul(name.substr(serial)) + 1);
+  };
+  folder.write(next_name(), "half of it");
+  write_file_atomically(path, "one");
+  EXPECT_EQ(read_file(path, 100), "one");
+  std::filesystem::create_symlink(other, folder.file(next_name()));
+  write_file_atomically(path, "two");
+  EXPECT_FALSE(std::filesystem::is_symlink(path));
+  EXPECT_EQ(read_file(path, 100), "two");
+  EXPECT_EQ(read_file(other, 100), "untouched") << "links are not followed";
+  EXPECT_THAT(list_directory(folder.path()), ElementsAre("a"));
+}
+
+TEST(AtomicFile, AFolderInItsPlaceIsAnOutputThatCannotBeCreated) {
+  const TemporaryFolder folder;
+  std::filesystem::create_directories(folder.file("a"));
+  try {
+    write_file_atomically(folder.file("a"), "x");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.status(), ExitStatus::kCannotCreate) << error.report();
+  }
+}
+
 TEST(Files, LimitsAndKindsAreChecked) {
   const TemporaryFolder folder;
   const std::string path = folder.write("a", "12345");
@@ -137,6 +195,69 @@ TEST(RunLock, KeepsASecondProcessOut) {
   const TemporaryFolder folder;
   const RunLock lock(folder.path());
   EXPECT_THROW(RunLock{folder.path()}, Error);
+}
+
+TEST(Signals, OnlyTheSecondRealInterruptLeavesAtOnce) {
+  EXPECT_EXIT(
+      {
+        install_signal_handlers();
+        request_stop(ExitStatus::kSigint);  // a `stop` file, or what the ranks agreed on
+        ::raise(SIGINT);
+        ::_exit(stop_requested() == ExitStatus::kSigint ? 0 : 1);
+      },
+      ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(
+      {
+        install_signal_handlers();
+        ::raise(SIGINT);
+        reset_signal_flags();
+        ::raise(SIGINT);
+        std::fputs("still here", stderr);
+        ::raise(SIGINT);
+        ::_exit(1);
+      },
+      ::testing::ExitedWithCode(130), "still here");
+}
+
+// Removes nothing.
+class NothingGoes final : public FileOps {
+ public:
+  int unlink(const std::string& /*path*/) override {
+    errno = EACCES;
+    return -1;
+  }
+};
+
+TEST(TriggerFiles, FoldersAndFilesThatCannotBeRemovedDoNothing) {
+  const TemporaryFolder folder;
+  const std::string save = folder.file("save"), stop = folder.file("stop");
+  reset_signal_flags();
+  std::filesystem::create_directory(save);
+  std::filesystem::create_directory(stop);
+  poll_trigger_files(folder.path());
+  EXPECT_FALSE(take_save_request());
+  EXPECT_EQ(stop_requested(), ExitStatus::kOk);
+  std::filesystem::remove(save);
+  std::filesystem::remove(stop);
+  folder.write("save", "");
+  folder.write("stop", "");
+  {
+    NothingGoes ops;
+    const ScopedFileOps scope(ops);
+    ::testing::internal::CaptureStderr();
+    for (int i = 0; i < 3; ++i) poll_trigger_files(folder.path());
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 2) << said;
+    EXPECT_NE(said.find(save), std::string::npos) << said;
+    EXPECT_NE(said.find(stop), std::string::npos) << said;
+    EXPECT_FALSE(take_save_request());
+    EXPECT_EQ(stop_requested(), ExitStatus::kOk);
+  }
+  poll_trigger_files(folder.path());
+  EXPECT_TRUE(take_save_request());
+  EXPECT_EQ(stop_requested(), ExitStatus::kSigint);
+  EXPECT_TRUE(list_directory(folder.path()).empty());
+  reset_signal_flags();
 }
 
 }  // namespace

@@ -30,6 +30,10 @@ TEST(Watchdog, WhoeverMovesIsLeftAlone) {
     std::this_thread::sleep_for(50ms);
     watchdog.alive("training");
   }
+  {
+    const Watchdog::Pause waiting_for_others(watchdog);
+    std::this_thread::sleep_for(800ms);
+  }
   Watchdog off(0);
   std::this_thread::sleep_for(50ms);
 }

@@ -264,12 +264,51 @@ TEST(Dataset, OverlongSamplesAreDroppedTrimmedOrRefused) {
               AllOf(HasSubstr("DAT003"), HasSubstr("pairs.jsonl:2"), HasSubstr("text 7 ids")));
 }
 
+// The same record without its lengths.
+std::string without_lengths(std::string line) {
+  for (const char* name : {"\"target_text_len\"", "\"target_code_len\""})
+    line.replace(line.find(name), std::string(name).size(), concat("\"no", std::string(name).substr(1)));
+  return line;
+}
+
+TEST(Dataset, TrimsWhetherTheLengthsAreStatedOrNot) {
+  const TemporaryFolder folder;
+  testing::write_arrays(folder, {{7, 12}, {7, 12}});
+  const std::string manifest = folder.write("m.jsonl", pair_line("u0", {7, 12}) + without_lengths(pair_line("u1", {})));
+  const Dataset data({manifest}, {}, with("trim"), short_model());
+  Batch batch;
+  for (const std::uint32_t i : {0U, 1U}) {
+    data.load(i, batch);
+    EXPECT_EQ(batch.text_length(i), 6);
+    EXPECT_EQ(batch.code_length(i), 10);
+    EXPECT_EQ(data.info(i).text_length, 6);
+    EXPECT_EQ(data.info(i).code_length, 10);
+  }
+  // Another array than at opening.
+  write_array(folder.file("codes_u1.npy"), array_of(DType::kInt32, {9}, std::vector<std::int32_t>(9)));
+  EXPECT_THAT(report_of([&] { data.load(1, batch); }),
+              AllOf(HasSubstr("DAT006"), HasSubstr("opening   10"), HasSubstr("array     9")));
+}
+
+TEST(Dataset, RefusesLengthsThatAreStatedWrongWhenItTrims) {
+  const TemporaryFolder folder;
+  testing::write_arrays(folder, {{7, 12}});
+  const auto report = [&](const PairLengths& stated) {
+    const Dataset data({folder.write("m.jsonl", pair_line("u0", stated))}, {}, with("trim"), short_model());
+    Batch batch;
+    return report_of([&] { data.load(0, batch); });
+  };
+  EXPECT_EQ(report({7, 12}), "");
+  EXPECT_THAT(report({8, 12}), AllOf(HasSubstr("DAT006"), HasSubstr("manifest  8"), HasSubstr("array     7")));
+  EXPECT_THAT(report({6, 12}), HasSubstr("manifest  6"));
+  EXPECT_THAT(report({7, 13}), AllOf(HasSubstr("manifest  13"), HasSubstr("array     12")));
+  EXPECT_THAT(report({7, 10}), HasSubstr("manifest  10"));
+}
+
 TEST(Dataset, FindsMissingLengthsInTheArrays) {
   const TemporaryFolder folder;
   testing::write_arrays(folder, {{5, 6}});
-  std::string line = pair_line("u0", {0, 0});
-  for (const char* name : {"\"target_text_len\"", "\"target_code_len\""})
-    line.replace(line.find(name), std::string(name).size(), concat("\"no", std::string(name).substr(1)));
+  const std::string line = without_lengths(pair_line("u0", {0, 0}));
   const Dataset data({folder.write("m.jsonl", line)}, {}, {}, tiny_model());
   EXPECT_EQ(data.info(0).text_length, 5);
   EXPECT_EQ(data.info(0).code_length, 6);

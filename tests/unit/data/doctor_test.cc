@@ -5,6 +5,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "support/error_of.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/random.h"
 #include "unit/data/data_test_support.h"
@@ -75,6 +76,10 @@ class Clinic {
                                      {"target_text_len", ids.size()},
                                      {"target_codes_path", clip.id + "_codes.npy"},
                                      {"target_code_len", clip.codes.size()}};
+      if (!with_ids) {
+        for (const char* key : {"prompt_id", "target_id"}) line.erase(key);
+        line["target_duration"] = clip.duration;
+      }
       manifest += line.dump() + "\n";
     }
     return folder.write(prefix_ + "_pairs.jsonl", manifest + extra);
@@ -82,6 +87,7 @@ class Clinic {
 
   std::vector<Clip> clips;
   std::string extra;  // lines behind the good ones
+  bool with_ids = true;
 
  private:
   std::string prefix_;
@@ -309,6 +315,57 @@ TEST(Doctor, RepairLeavesOutWhatCannotBeUsed) {
   for (const Finding& finding : examine(repaired.train, repaired.validation).findings) {
     EXPECT_NE(finding.severity, Severity::kError) << finding.check << ": " << finding.summary;
   }
+}
+
+TEST(Doctor, RepairKeepsSoundClipsThatHaveNoIds) {
+  const TemporaryFolder folder;
+  Clinic clinic;
+  clinic.with_ids = false;
+  clinic.clips.back().duration = 0.5;  // shorter than all others
+  clinic.clips.back().codes.resize(25);
+  clinic.clips[3].codes.resize(200, 3);  // the one that is padded
+  const RepairReport repaired = repair({clinic.write(folder)}, {}, folder.file("repaired"));
+  EXPECT_EQ(repaired.trimmed, 1u);
+  EXPECT_EQ(repaired.unchanged, 59u);
+  EXPECT_EQ(repaired.without_duration, 0u);
+}
+
+TEST(Doctor, ClipsWithoutIdsAreToldApartByTheirFolders) {
+  const TemporaryFolder a, b;
+  Clinic train(1, "t"), validation(2, "t", 20);
+  train.with_ids = validation.with_ids = false;
+  const std::string train_manifest = train.write(a), val_manifest = validation.write(b);
+  EXPECT_EQ(find(examine({train_manifest}, {val_manifest}), "leakage_utterance"), nullptr);
+  EXPECT_EQ(repair({train_manifest}, {val_manifest}, a.file("repaired")).left_out, 0u);
+  // The same file is the same clip, however it is named.
+  auto shared = nlohmann::ordered_json::parse(line_of(val_manifest, 0));
+  shared["id"] = "shared";
+  shared["target_codes_path"] = "../" + file_name(a.path()) + "/t7_codes.npy";
+  shared["target_code_len"] = train.clips[7].codes.size();
+  validation.extra = shared.dump() + "\n";
+  validation.write(b);
+  const DoctorReport report = examine({train_manifest}, {val_manifest});
+  ASSERT_NE(find(report, "leakage_utterance"), nullptr);
+  EXPECT_EQ(find(report, "leakage_utterance")->count, 1u);
+  EXPECT_EQ(repair({train_manifest}, {val_manifest}, a.file("again")).left_out, 1u);
+}
+
+TEST(Doctor, RepairWritesNoPathThatWouldNotBeFound) {
+  const TemporaryFolder folder;
+  std::filesystem::create_directories(folder.file("caf\xE9"));
+  Clinic clinic;
+  const std::string manifest = clinic.write(folder);
+  std::string bad = folder.file("caf\xE9/t_pairs.jsonl");
+  std::filesystem::copy_file(manifest, bad);
+  for (const std::string& name : list_directory(folder.path())) {
+    if (name.ends_with(".npy")) std::filesystem::create_hard_link(folder.file(name), folder.file("caf\xE9/" + name));
+  }
+  const Error error = testing::error_of([&] { repair({bad}, {}, folder.file("repaired")); });
+  EXPECT_EQ(error.code(), "IO003");
+  // Reasons, too, may name such a path; they are for people.
+  clinic.clips[3].codes[2] = 225;
+  clinic.write(folder);
+  EXPECT_EQ(repair({manifest}, {}, folder.file("caf\xE9/repaired")).left_out, 1u);
 }
 
 TEST(Doctor, FindsSharedUtterancesTextsAndSpeakers) {

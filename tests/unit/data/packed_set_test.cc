@@ -427,6 +427,22 @@ TEST_F(DamagedSet, ForgedRowsAreRefused) {
   }
 }
 
+TEST_F(DamagedSet, RowsOfArraysWithoutAnyFileAreRefused) {
+  forge([](PackedHeader& header, PackedPair*, PackedArray* arrays, std::string& names) {
+    const auto after_lines = [&](std::size_t at, std::uint64_t count) {
+      for (; count > 0; --count) at = names.find('\n', at) + 1;
+      return at;
+    };
+    const std::size_t sizes = after_lines(0, 5);  // behind what stands there of the manifest
+    names.erase(sizes, after_lines(sizes, header.array_files) - sizes);
+    header.index_bytes -= header.names_bytes - names.size();
+    header.names_bytes = names.size();
+    header.array_files = 0;
+    arrays[0].file = 1;
+  });
+  EXPECT_THAT(opened(), AllOf(HasSubstr("[DAT030]"), HasSubstr("row 0 of the arrays is malformed")));
+}
+
 TEST_F(DamagedSet, ForgedNamesAreRefused) {
   const auto with_names = [&](const std::function<void(std::string&)>& change) {
     forge([&](PackedHeader& header, PackedPair*, PackedArray*, std::string& names) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -258,6 +259,43 @@ TEST(BatchCursor, StateRoundTripsToTheSameBytes) {
                              R"({"epoch":0,"batch":0,"consumed":0,"earlier":[{}]})"}) {
     EXPECT_THROW(BatchCursor::load_state(nlohmann::json::parse(broken)), Error) << broken;
   }
+}
+
+TEST(BatchCursor, RefusesWhatNoRunWrites) {
+  using nlohmann::json;
+  const json good = BatchCursor{3, 14, 159, {{settings("buckets", 26, 535), 89}}}.save_state();
+  const auto code = [&](const std::string& place, const json& value) -> std::string {
+    json state = good;
+    state[json::json_pointer(place)] = value;
+    try {
+      BatchCursor::load_state(state);
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return "";
+  };
+  const std::string part = "/earlier/0/settings/";
+  EXPECT_EQ(code("/epoch", json(4)), "");
+  EXPECT_EQ(code(part + "pool", json(1'000'000)), "");
+  for (const char* count : {"/epoch", "/batch", "/consumed", "/earlier/0/batches"}) {
+    EXPECT_EQ(code(count, json(-1)), "CKP001") << count;
+    EXPECT_EQ(code(count, json(1.5)), "CKP001") << count;
+    EXPECT_EQ(code(count, json(UINT64_MAX)), "CKP001") << count;
+  }
+  // With a pool of 0 the planner would never end, with 2^62 times 4 (which wraps) neither.
+  for (const std::int64_t bad : {std::int64_t{0}, std::int64_t{-1}, std::int64_t{1} << 62}) {
+    EXPECT_EQ(code(part + "pool", json(bad)), "CKP001") << bad;
+    EXPECT_EQ(code(part + "batch_size", json(bad)), "CKP001") << bad;
+  }
+  EXPECT_EQ(code(part + "batch_tokens", json(-1)), "CKP001");
+  EXPECT_EQ(code(part + "batch_tokens", json(std::int64_t{1} << 62)), "CKP001");
+  EXPECT_EQ(code(part + "mode", json("unknown")), "CKP001");
+  EXPECT_EQ(code(part + "boundaries", json::array()), "CKP001");
+  EXPECT_EQ(code(part + "boundaries", json(std::vector<std::int64_t>{64, 32})), "CKP001");
+  for (const double bad : {-0.1, 1.0, 1e300, std::numeric_limits<double>::quiet_NaN()}) {
+    EXPECT_EQ(code(part + "replay_shares", json(std::vector<double>{bad})), "CKP001") << bad;
+  }
+  EXPECT_EQ(code(part + "replay_shares", json(std::vector<double>{0.5, 0.5})), "CKP001");
 }
 
 TEST(EpochSequence, InterruptedAnywhereEqualsUninterrupted) {

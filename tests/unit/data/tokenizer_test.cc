@@ -103,6 +103,9 @@ TEST(Tokenizer, AnExtensionMovesNoPiece) {
   EXPECT_EQ(error.details(),
             std::vector{concat("first: id ", base.size() - 2, " is \"two\" there and \"three\" here")});
   EXPECT_THAT(error.hint(), ::testing::HasSubstr("appending pieces"));
+  const Tokenizer hostile(folder.write("hostile.model", base_model() + piece("\x1b[2J") + piece("a") + piece("b")));
+  EXPECT_THAT(testing::error_of([&] { check_extension(hostile, base); }).details()[0],
+              ::testing::EndsWith("and \"?[2J\" here"));
 }
 
 TEST(Tokenizer, RefusesWhatIsNoModel) {

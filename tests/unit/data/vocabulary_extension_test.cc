@@ -171,6 +171,11 @@ TEST_F(VocabularyExtension, RefusesModelsThatAreNone) {
   // trainer_spec.model_type 1 behind the other fields makes it a unigram model.
   asked.base = folder_.write("unigram.model", whole + std::string("\x12\x02\x18\x01"));
   EXPECT_EQ(code_of(asked), "TOK010");
+  // <s>, </s> and <unk> alone, BPE.
+  asked.base = folder_.write("bare.model", std::string("\x0A\x07\x0A\x03<s>\x18\x03\x0A\x08\x0A\x04</s>\x18\x03"
+                                                       "\x0A\x09\x0A\x05<unk>\x18\x02\x12\x02\x18\x02"));
+  const Error bare = testing::error_of([&] { extend_vocabulary(asked); });
+  EXPECT_EQ(bare.message(), "this model cannot be extended: it has no text pieces");
 }
 
 // A base without a piece for the beginning of a word, which no merge of these few words makes good.

@@ -154,6 +154,8 @@ TEST(LoadState, RefusalsLeaveTheModelAlone) {
   EXPECT_EQ(code_of(model, root_of("peft/dora/adapter_model.safetensors")), "CKP022");
   EXPECT_EQ(code_of(model, Value::dict().set("base_model", dict).set("adapter", Value::dict())), "CKP022");
   EXPECT_EQ(code_of(model, Value::dict().set("adapter", Value::dict()).set("step", 5)), "CKP022");
+  const Value fisher = Value::dict().set("format", "train_gpt_v2 fisher 1");
+  EXPECT_EQ(code_of(model, with(dict, "__metadata__", fisher)), "CKP002");
   EXPECT_EQ(code_of(model, Value::dict()), "CKP023");
   EXPECT_EQ(code_of(model, Value::dict().set("weight", small)), "CKP023");
   EXPECT_EQ(code_of(model, Value::list()), "CKP003");

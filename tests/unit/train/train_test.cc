@@ -196,7 +196,7 @@ TEST(Ema, TakesFourBytesPerTrainableNumberAndNothingMore) {
   GTEST_SKIP() << "AddressSanitizer's allocator does not count";
 #endif
   Options options = tiny_options();
-  options.model.model_dim = 128;
+  options.model.model_dim = 256;
   options.trainable.freeze = {"mel_embedding"};
   const auto model = tiny_model(options);
   ParameterSet parameters = build_parameter_set(*model, options, 1);
@@ -408,6 +408,27 @@ TEST(Monitors, ABestThatCouldNotBeWrittenIsNoBest) {
   EXPECT_EQ(monitors.best("mel_loss"), 3.5);
 }
 
+TEST(Monitors, ARollbackKeepsTheBestWhoseFilesAreThere) {
+  const auto validation = [](double mel_loss) {
+    ValidationResult result;
+    result.mel_loss = mel_loss;
+    result.mel_tokens = result.text_tokens = 5;
+    return result;
+  };
+  Monitors left({}, {}), saved({}, {});
+  left.observe({validation(4.2)}, true);
+  saved.load_state(left.save_state());
+  left.observe({validation(4.1)}, true);
+  saved.keep_best_of(left);
+  EXPECT_EQ(saved.best("mel_loss"), 4.1);
+  EXPECT_EQ(saved.early_stopping_reference(), 4.2);  // as it was saved
+  EXPECT_TRUE(saved.observe({validation(4.15)}, true).empty());
+  Monitors better({}, {});
+  better.observe({validation(3)}, true);
+  better.keep_best_of(left);
+  EXPECT_EQ(better.best("mel_loss"), 3);
+}
+
 TEST(Monitors, EmptyPartialOrNonFiniteIsNeverBest) {
   Monitors monitors({}, {});
   ValidationResult empty = result(0.0), partial = result(1.0);
@@ -483,6 +504,43 @@ TEST(MetricsLog, IsCutBehindTheStepAndLosesATornLine) {
   EXPECT_NE(kept.find("\"loss\":0.2"), std::string::npos);
 }
 
+// A disk that fills up in the middle of a line.
+class FullOps : public FileOps {
+ public:
+  ssize_t write(int fd, const void* data, std::size_t size) override {
+    if (room == 0) {
+      errno = ENOSPC;
+      return -1;
+    }
+    const std::size_t some = std::min(size, std::exchange(room, 0));
+    return FileOps::write(fd, data, some);
+  }
+  std::size_t room = SIZE_MAX;
+};
+
+TEST(MetricsLog, ALineThatDoesNotFitSpoilsNoOther) {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("metrics.jsonl");
+  FullOps ops;
+  const ScopedFileOps scope(ops);
+  MetricsLog log(path, 0);
+  for (int step = 1; step <= 3; ++step) {
+    ops.room = step == 2 ? 10 : SIZE_MAX;
+    log.write({{"type", "train"}, {"step", step}});
+  }
+  std::istringstream lines(read_file(path, 1 << 20));
+  std::vector<std::int64_t> steps;
+  for (std::string line; std::getline(lines, line);) steps.push_back(nlohmann::json::parse(line).at("step"));
+  EXPECT_EQ(steps, (std::vector<std::int64_t>{1, 3}));
+}
+
+TEST(MetricsLog, TakesAPathThatIsNoUtf8) {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("metrics.jsonl");
+  MetricsLog(path, 0).event(1, "save", {{"path", "lat\xE9/run"}});
+  EXPECT_THAT(read_file(path, 1 << 20), HasSubstr("lat\uFFFD/run"));
+}
+
 TEST(MetricsLog, LosesTheLinesOfAValidationThatIsDoneAgainAndTakesForeignOnesAsTheyAre) {
   const TemporaryFolder folder;
   const std::string validation = "{\"type\":\"validation\",\"step\":2}\n", best = "{\"event\":\"best\",\"step\":2}\n";
@@ -507,10 +565,16 @@ TEST(TrainState, RoundTrips) {
   state.plan_start = {4, 11};
   state.meters.loss_sum = 0.1 + 0.2;
   state.meters.steps = 2;
+  state.meters.step_seconds = 0.7;
+  state.meters.wait_seconds = 0.1;
   state.validation_due = true;
+  state.last_validated_step = 4;
+  state.origin = "/elsewhere/model_step3.pth";
   TrainState copy;
   copy.load_state(state.save_state());
   EXPECT_EQ(copy.save_state().dump(), state.save_state().dump());
+  EXPECT_EQ(copy.meters.step_seconds, 0.7);
+  EXPECT_EQ(copy.origin, state.origin);
 }
 
 TEST(TrainState, RefusesAnImpossiblePlanStart) {
