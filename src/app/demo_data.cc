@@ -17,7 +17,6 @@
 #include "train_gpt_v2/app/demo_speech.h"
 #include "train_gpt_v2/app/demo_text.h"
 #include "train_gpt_v2/app/demo_tokenizer.h"
-#include "train_gpt_v2/app/report_data.h"
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
 #include "train_gpt_v2/core/logging.h"
@@ -327,7 +326,7 @@ void build(const Settings& settings, const std::string& folder) {
 
 DemoCorpus make_demo_corpus(const DemoOptions& options) {
   const Settings settings = settings_for(options);
-  const std::string folder = run_folder(options.out);  // "DIR/" + ".partial" would lie within it
+  const std::string folder = absolute_path(options.out);
   const nlohmann::ordered_json wanted = recipe(settings);
   if (is_there(folder, wanted)) return describe(folder, true);
   // Built beside its place and renamed when complete, so that a folder with this name is always whole.

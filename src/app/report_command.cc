@@ -39,9 +39,9 @@ void assign_phases(const ReportOptions& options, ReportContent& content) {
     const auto equals = text.find('=');
     const std::size_t phase = parse_phase(text.substr(0, equals), text);
     const bool named = equals != std::string::npos && equals + 1 < text.size();
-    const std::string wanted = named ? run_folder(text.substr(equals + 1)) : "";
+    const std::string wanted = named ? absolute_path(text.substr(equals + 1)) : "";
     const auto found = std::find_if(content.runs.begin(), content.runs.end(),
-                                    [&](const ReportRun& run) { return run_folder(run.path) == wanted; });
+                                    [&](const ReportRun& run) { return absolute_path(run.path) == wanted; });
     if (found == content.runs.end()) parse_phase("", text);
     content.phases[phase] = &*found;
     taken[static_cast<std::size_t>(found - content.runs.begin())] = true;
@@ -57,7 +57,7 @@ void assign_phases(const ReportOptions& options, ReportContent& content) {
 void make_names_unique(std::vector<ReportRun>& runs) {
   for (ReportRun& run : runs) {
     const auto same = std::count_if(runs.begin(), runs.end(), [&run](const ReportRun& other) {
-      return file_name(run_folder(other.path)) == file_name(run_folder(run.path));
+      return file_name(absolute_path(other.path)) == file_name(absolute_path(run.path));
     });
     if (same > 1) run.name = clean_text(run.path, 120);
   }

@@ -330,12 +330,6 @@ std::vector<ReportValidation> validation_results(const ReportRun& run) {
   return results;
 }
 
-std::string run_folder(std::string_view directory) {
-  std::string path = absolute_path(directory);
-  if (path.size() > 1 && path.back() == '/') path.pop_back();  // a normalised path has one at most
-  return path;
-}
-
 ReportRun load_run(const std::string& directory, std::uint64_t& media_bytes) {
   if (!directory_exists(directory)) {
     throw Error("IO001", concat("there is no run directory ", directory))
@@ -343,7 +337,7 @@ ReportRun load_run(const std::string& directory, std::uint64_t& media_bytes) {
   }
   ReportRun run;
   run.path = directory;
-  run.name = clean_text(file_name(run_folder(directory)), 80);
+  run.name = clean_text(file_name(absolute_path(directory)), 80);
   const std::pair<const char*, void (*)(ReportRun&)> readers[] = {{"metrics.jsonl", read_metrics},
                                                                   {"config.effective.json", read_config},
                                                                   {"DONE", read_marks},

@@ -300,7 +300,9 @@ std::string file_name(std::string_view path) {
 }
 
 std::string absolute_path(std::string_view path) {
-  return fs::absolute(fs::path(path)).lexically_normal().string();
+  std::string absolute = fs::absolute(fs::path(path)).lexically_normal().string();
+  if (absolute.size() > 1 && absolute.back() == '/') absolute.pop_back();  // a normalised path has one at most
+  return absolute;
 }
 
 // --- RunLock

@@ -8,6 +8,7 @@
 
 #include "train_gpt_v2/core/error.h"
 #include "train_gpt_v2/core/filesystem.h"
+#include "train_gpt_v2/core/json_dump.h"
 #include "train_gpt_v2/core/logging.h"
 
 namespace train_gpt_v2 {
@@ -84,7 +85,7 @@ void MetricsLog::write(const OrderedJson& line) {
   for (const auto& [key, value] : line.items()) full[key] = value;
   full["time"] = unix_time();
   // A path need not be UTF-8, and training must not end over its name.
-  const std::string text = full.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
+  const std::string text = dump_json(full) + "\n";
   if (fd_ < 0) open();
   if (fd_ < 0) return;
   std::size_t done = 0;

@@ -353,8 +353,7 @@ bool Session::prepare() {
 PreflightResult Session::preflight() {
   const BatchPlan plan = order_ ? order_->plan : sampler_->plan(state_.cursor.epoch);
   CheckpointParts live = parts();
-  const std::int64_t goal = goal_step_ < INT64_MAX ? goal_step_ : facts_.total_steps;
-  return run_preflight({live, *engine_, *train_, plan, request_.device, std::max<std::int64_t>(goal - state_.step, 0),
+  return run_preflight({live, *engine_, *train_, plan, request_.device, std::max<std::int64_t>(last_step() - state_.step, 0),
                         schedule_->factor(state_.step), directory_, request_.build},
                        request_.stage);
 }
@@ -422,8 +421,7 @@ ExitStatus Session::train() {
                    reporter, extras, directory_, request_.build, request_.max_steps, goal_step_,
                    request_.hang_seconds});
   const TrainOutcome outcome = trainer.run();
-  const bool done = outcome.reason == StopReason::kGoal || outcome.reason == StopReason::kDataEnd ||
-                    outcome.reason == StopReason::kEarlyStop;
+  const bool done = is_goal(outcome.reason);
   log_info("run", done ? "done at step " : "stopped at step ", state_.step,
            done ? "" : "; continue with the same command", "; newest checkpoint: ", path_join(directory_, "latest.pt"));
   return outcome.status;

@@ -11,8 +11,7 @@ namespace train_gpt_v2 {
 
 // What is left to do, by what the run has taken so far, else by one pass over a part of the first micro-batch.
 std::string Session::estimated_time(const BatchPlan& plan, const PlanStatistics& statistics) {
-  const std::int64_t goal = goal_step_ < INT64_MAX ? goal_step_ : facts_.total_steps;
-  const std::int64_t left = std::max<std::int64_t>(goal - state_.step, 0);
+  const std::int64_t left = std::max<std::int64_t>(last_step() - state_.step, 0);
   if (state_.step > 0 && state_.train_seconds > 0) {
     return concat(human_duration(state_.train_seconds / static_cast<double>(state_.step) * static_cast<double>(left)),
                   " more, at the pace so far");
@@ -90,10 +89,9 @@ void Session::banner() {
              options_.ema.device, "\"; 4 bytes per trainable number are ", human_bytes(shadows),
              "); a checkpoint grows by ", human_bytes(shadows), ", ", fixed(100 * growth, 1), " %",
              growth > 0.1 ? " (the +5 % of adapters does not hold where whole tensors train)" : "");
-    const std::int64_t steps = goal_step_ < INT64_MAX ? goal_step_ : facts_.total_steps;
-    if (options_.ema.decay >= 1 - 1e-9 || 10.0 / (1 - options_.ema.decay) > static_cast<double>(steps)) {
+    if (options_.ema.decay >= 1 - 1e-9 || 10.0 / (1 - options_.ema.decay) > static_cast<double>(last_step())) {
       log_warning("ema", "decay ", options_.ema.decay, " averages over about ", fixed(1 / (1 - options_.ema.decay), 0),
-                  " steps; a run of ", steps, " steps is short for it (0.999 fits better)");
+                  " steps; a run of ", last_step(), " steps is short for it (0.999 fits better)");
     }
   }
 }

@@ -40,11 +40,12 @@ class Session {
   bool stopped_alone() const;
   BatchFit measure_batch_size(std::int64_t effective);
   void find_checkpoint();
-  std::string named_checkpoint();
+  FoundCheckpoint named_checkpoint();
   void open_data();
   void plan_epoch();
   std::int64_t goal_after(const PlanStart& start) const;
   void set_goal(const PlanStart& start);
+  std::int64_t last_step() const { return goal_step_ < INT64_MAX ? goal_step_ : facts_.total_steps; }
   void build_model();
   void load_base_weights();
   void build_training();

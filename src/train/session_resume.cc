@@ -44,21 +44,18 @@ void Session::find_checkpoint() {
     }
     return;
   }
-  if (request_.resume == "auto") {
-    if (ranks_.first()) checkpoint_ = find_newest_checkpoint(directory_);
-    const std::string path = ranks_.from_first(checkpoint_ ? checkpoint_->path : "");
-    if (!ranks_.first() && !path.empty())
-      checkpoint_ = FoundCheckpoint{path, read_tensor_file(path, /*verify=*/true), 0};
-    if (!checkpoint_ && has_checkpoints(directory_)) {
-      throw Error("CKP012", "no checkpoint in the run directory can be used")
-          .where(directory_)
-          .fix("see the warnings above; restore one from a copy, or start anew in another --output-dir");
-    }
-  } else {
-    const std::string path = ranks_.from_first(ranks_.first() ? named_checkpoint() : "");
-    checkpoint_ = FoundCheckpoint{path, read_tensor_file(path, /*verify=*/true), 0};
+  if (ranks_.first()) {
+    checkpoint_ = request_.resume == "auto" ? find_newest_checkpoint(directory_) : named_checkpoint();
   }
-  if (!checkpoint_) return;
+  const std::string path = ranks_.from_first(checkpoint_ ? checkpoint_->path : "");
+  if (!ranks_.first() && !path.empty())
+    checkpoint_ = FoundCheckpoint{path, read_tensor_file(path, /*verify=*/true), 0};
+  if (!checkpoint_) {
+    if (!has_checkpoints(directory_)) return;
+    throw Error("CKP012", "no checkpoint in the run directory can be used")
+        .where(directory_)
+        .fix("see the warnings above; restore one from a copy, or start anew in another --output-dir");
+  }
   refuse_newer_format(checkpoint_->file.root, checkpoint_->path);
   kind_ = checkpoint_kind(checkpoint_->file.root);
   if (kind_ == CheckpointKind::kWeights) {
@@ -72,21 +69,20 @@ void Session::find_checkpoint() {
 }
 
 // The file that --resume names. A run that began from it and has come further goes on where it is: a restart runs the
-// same command again.
-std::string Session::named_checkpoint() {
+// same command again. A damaged file is never replaced by another.
+FoundCheckpoint Session::named_checkpoint() {
   const std::string path = find_resume_file(request_.resume, directory_);
-  if (!has_checkpoints(directory_)) return path;
-  read_tensor_file(path, /*verify=*/true);  // throws: a damaged file that was named is never replaced by another
-  const std::optional<FoundCheckpoint> newest = find_newest_checkpoint(directory_);
+  FoundCheckpoint named{path, read_tensor_file(path, /*verify=*/true), 0};
+  std::optional<FoundCheckpoint> newest = find_newest_checkpoint(directory_);
   goes_back_ = newest && !std::filesystem::equivalent(newest->path, path);
   if (!goes_back_ || checkpoint_kind(newest->file.root) != CheckpointKind::kOurs ||
       stored_state(newest->file.root, options_).origin != path) {
-    return path;
+    return named;
   }
   goes_back_ = false;
   log_info("resume", "this run began from ", path, " and has come to step ", newest->step,
            "; to begin there once more, take another --output-dir");
-  return newest->path;
+  return std::move(*newest);
 }
 
 bool Session::already_done() {

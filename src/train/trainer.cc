@@ -547,7 +547,7 @@ bool Trainer::save_within_grace() {
 }
 
 TrainOutcome Trainer::finish(StopReason reason) {
-  const bool goal = reason == StopReason::kGoal || reason == StopReason::kDataEnd || reason == StopReason::kEarlyStop;
+  const bool goal = is_goal(reason);
   if (goal) do_what_is_due(/*last=*/true);
   parts_.ranks.agree(failure_);
   ExitStatus status = ExitStatus::kOk;

@@ -66,9 +66,6 @@ struct ReportRun {
   std::vector<std::string> problems;
 };
 
-// The folder's absolute path without a slash at the end: "run/" and "." have a name, too.
-std::string run_folder(std::string_view directory);
-
 // `media_bytes` is what may still be taken into the page as pictures and sounds; it is counted down.
 ReportRun load_run(const std::string& directory, std::uint64_t& media_bytes);
 

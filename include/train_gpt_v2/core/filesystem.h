@@ -115,7 +115,7 @@ std::vector<std::string> list_directory(const std::string& path);  // names, sor
 std::string path_join(std::string_view folder, std::string_view path);  // an absolute `path` wins
 std::string parent_path(std::string_view path);                         // "." when there is none
 std::string file_name(std::string_view path);
-std::string absolute_path(std::string_view path);  // normalised, relative to the working directory
+std::string absolute_path(std::string_view path);  // normalised, without a slash at its end
 
 // Keeps a second process out of a run directory. The lock dies with the process, so a stale one cannot block.
 class RunLock {

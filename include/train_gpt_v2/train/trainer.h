@@ -51,6 +51,11 @@ struct TrainerParts {
 
 enum class StopReason { kGoal, kDataEnd, kEarlyStop, kProcessLimit, kTimeLimit, kSignal };
 
+// The run is done, not only this process.
+inline bool is_goal(StopReason reason) {
+  return reason == StopReason::kGoal || reason == StopReason::kDataEnd || reason == StopReason::kEarlyStop;
+}
+
 struct TrainOutcome {
   StopReason reason;
   ExitStatus status;
